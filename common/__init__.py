@@ -1,0 +1,1 @@
+"""What the host agent and the guest agent must agree on, and nothing else."""

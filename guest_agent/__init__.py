@@ -1,0 +1,1 @@
+"""The agent inside a virtual machine: does the commands that its host agent sends through the broker."""

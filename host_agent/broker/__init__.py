@@ -1,0 +1,1 @@
+"""Message brokers: the embedded one, and the checks for external ones."""

@@ -1,0 +1,123 @@
+"""The interface between the host agent and a hypervisor: one `Hypervisor` per program, one `Machine` per VM.
+
+A driver knows virtual hardware and nothing else: not the broker, not commands, not job.xml.
+What it can do is data (`Capabilities`), so that no caller asks which driver it has.
+Every method that waits returns a Deferred, has a deadline of its own and fails with `HypervisorError`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolFactory
+
+from common.errors import VMwrapperError
+
+from .images import Image
+
+
+class HypervisorError(VMwrapperError):
+    """The hypervisor could not do what was asked; the sentence carries its own words."""
+
+
+class MachineState(enum.Enum):
+    """Where a VM stands. `Machine` moves only along the arrows of `docs/architecture.md`."""
+
+    DEFINED = "defined"  # its files exist, nothing runs
+    STARTING = "starting"  # the hypervisor was started, the guest is not yet running
+    RUNNING = "running"
+    PAUSED = "paused"  # in memory, its processors stand still
+    STOPPED = "stopped"  # ended as asked: powered off by us or by the guest
+    CRASHED = "crashed"  # ended by itself, not as asked
+    DESTROYED = "destroyed"  # nothing of it is left
+
+
+@attrs.frozen
+class Capabilities:
+    """What a driver can do."""
+
+    pause: bool = True
+    save_state: bool = False
+    live_snapshot: bool = False
+    clone_from_template: bool = False
+
+
+@attrs.frozen
+class Requirement:
+    """One thing that a host needs for this hypervisor, as `vmctl doctor` shows it."""
+
+    name: str
+    met: bool
+    found: str  # what is there: a version, a path, or what is wrong
+    remedy: str = ""  # what to do when it is not met
+    fatal: bool = True  # without it no VM can run (else: only slower or poorer)
+
+
+@attrs.frozen
+class MachineSpec:
+    """Everything a driver needs to make one VM.
+
+    `services` maps a TCP port, as seen from the guest at `Hypervisor.guest_gateway`, to the factory
+    that serves it. They are the only things that the guest can reach.
+    """
+
+    name: str  # the name people use: the job's <virtualmachine>
+    instance: str  # unique for ever; names files, sockets and the ledger entry
+    image: Image
+    directory: Path  # this VM's own directory (overlay, console); exists, mode 0700
+    memory_mb: int
+    cpus: int
+    services: Mapping[int, IProtocolFactory]
+    guest_config: bytes  # delivered to this guest alone, never through argv; at most 64 KiB
+    on_state: Callable[[MachineState, str], None] = attrs.field(repr=False)  # new state, reason
+
+
+class Machine(Protocol):
+    """One VM. Methods may be called again after they succeeded: doing a thing twice is doing it once."""
+
+    spec: MachineSpec
+
+    @property
+    def state(self) -> MachineState: ...
+
+    @property
+    def pid(self) -> int | None:
+        """Process that carries the VM, or None when none runs."""
+
+    def start(self) -> Deferred[None]:
+        """Fires when the guest's processors run (not yet when its agent answers)."""
+
+    def pause(self) -> Deferred[None]: ...
+
+    def resume(self) -> Deferred[None]: ...
+
+    def power_off(self) -> Deferred[None]:
+        """End the VM at once, as if its power were cut. Fires when its process is gone."""
+
+    def destroy(self) -> Deferred[None]:
+        """Power off if needed and remove every file, socket and registration of this VM."""
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the VM has used on the host so far, in seconds."""
+
+    def console_tail(self, lines: int = 20) -> str:
+        """The last lines of the guest's console, printable characters only."""
+
+
+class Hypervisor(Protocol):
+    """A program on this host that runs VMs."""
+
+    name: str
+    capabilities: Capabilities
+    guest_gateway: str  # the address at which guests see their services
+
+    def requirements(self) -> Deferred[list[Requirement]]:
+        """Look at this host; never fails."""
+
+    def create(self, spec: MachineSpec) -> Deferred[Machine]:
+        """Make the VM's files (copy-on-write over the image, which stays untouched) and return it DEFINED."""

@@ -1,0 +1,1 @@
+"""`vmctl`: the commands for people."""

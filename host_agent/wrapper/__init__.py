@@ -1,0 +1,1 @@
+"""BOINC's side: the wrapper's loop, job.xml and the tasks."""

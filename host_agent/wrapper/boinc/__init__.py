@@ -1,0 +1,1 @@
+"""The application side of the BOINC client's protocol."""

@@ -1,0 +1,1 @@
+"""Recipes of guest images and the builder that makes them."""
