@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,54 @@ def load_image(directory: Path) -> Image:
     return image
 
 
+def image_store() -> Path:
+    """Directory of this user's images: `VMWRAPPER_IMAGES`, or the place of user data."""
+    if chosen := os.environ.get("VMWRAPPER_IMAGES"):
+        return Path(chosen)
+    data = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_DATA_HOME")
+    return Path(data or Path.home() / ".local" / "share") / "vmwrapper" / "images"
+
+
+def find_image(name_or_path: str, store: Path | None = None) -> Image:
+    """An image by its name in the store, or by the path of its directory; ConfigError says what is there."""
+    store = store or image_store()
+    if Path(name_or_path).name != name_or_path or name_or_path in (".", ".."):
+        return load_image(Path(name_or_path))
+    if not (store / name_or_path).is_dir():
+        known = ", ".join(image.name for image in list_images(store)) or "none"
+        raise ConfigError(
+            f"there is no guest image {name_or_path} in {store} (there: {known})",
+            "build it with: vmctl image build",
+        )
+    return load_image(store / name_or_path)
+
+
+def list_images(store: Path | None = None) -> list[Image]:
+    """Every usable image of the store, by name. Directories that are no image are passed over."""
+    found = []
+    store = store or image_store()
+    for directory in sorted(store.iterdir()) if store.is_dir() else ():
+        if directory.name.startswith(".") or not (directory / MANIFEST).is_file():
+            continue
+        try:
+            found.append(load_image(directory))
+        except ConfigError:
+            continue
+    return found
+
+
 def _member(directory: Path, name: object) -> Path:
     path = Path(str(name))
     if path.name != str(name):
         raise ValueError(f"{name!r} is not a plain file name")
     return directory.resolve() / path
+
+
+DEFAULT_IMAGE = "debian-minimal"
+
+
+def image_for(vm: str, wanted: str) -> Image:
+    """The image of a VM: the one asked for, else one with the VM's own name, else the default."""
+    if wanted:
+        return find_image(wanted)
+    return find_image(vm if Path(vm).name == vm and (image_store() / vm).is_dir() else DEFAULT_IMAGE)

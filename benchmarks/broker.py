@@ -1,0 +1,217 @@
+"""The embedded broker in a process of its own: requests answered per second, and memory for idle clients.
+
+Both ends of the request/reply are bare sockets in this process. A request of 200 bytes goes to a queue,
+its reply comes back on another; both are acknowledged one by one, and 64 are in flight.
+`limit_per_second` is the same exchange, without acknowledgements, through a process that only copies
+bytes from one socket to the other: what no broker can pass on this machine. `of_limit` is their ratio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import selectors
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import psutil
+
+IN_FLIGHT = 64
+REQUESTS = 60_000
+SINGLE_REQUESTS = 4_000
+IDLE_CLIENTS = 1_000
+BODY = b"x" * 200
+_SECONDS = 60.0
+_ACK = re.compile(rb"\nack:([^\n]+)\n")
+_LOGIN = "bench"
+_PASSCODE = "a passcode"
+
+_BROKER = """
+import argparse, sys
+from host_agent.vmctl import broker
+parser = argparse.ArgumentParser()
+broker.add_parser(parser.add_subparsers())
+arguments = parser.parse_args()
+sys.exit(arguments.func(arguments))
+"""
+
+_RELAY = """
+import selectors, socket
+listening = socket.create_server(("127.0.0.1", 0))
+print("listening on 127.0.0.1:%d" % listening.getsockname()[1], flush=True)
+ends = [listening.accept()[0], listening.accept()[0]]
+chosen = selectors.DefaultSelector()
+for end, other in (ends, ends[::-1]):
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    chosen.register(end, selectors.EVENT_READ, other)
+while True:
+    for key, _ in chosen.select():
+        data = key.fileobj.recv(65536)
+        if not data:
+            raise SystemExit
+        key.data.sendall(data)
+"""
+
+
+class Server(NamedTuple):
+    """A started process and where it listens."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+
+def run() -> dict[str, float]:
+    """Measure everything; about 15 seconds."""
+    _raise_file_limit()
+    results: dict[str, float] = {}
+    with _server(_RELAY) as server:
+        ends = [_connect(server.port), _connect(server.port)]
+        results["limit_per_second"] = _relayed_requests(*ends)
+    with tempfile.TemporaryDirectory() as folder:
+        passcode_file = Path(folder) / "passcode"
+        passcode_file.write_text(_PASSCODE)
+        options = ["broker", "--listen", "127.0.0.1:0", "--login", _LOGIN, "--passcode-file", str(passcode_file)]
+        with _server(_BROKER, *options) as server:
+            results["requests_per_second"] = _acknowledged_requests(server.port)
+            results["of_limit"] = results["requests_per_second"] / results["limit_per_second"]
+            results["one_at_a_time_median_us"] = _single_request_us(server.port)
+            results["broker_after_load_mib"] = _resident_mib(server)
+        with _server(_BROKER, *options) as server:
+            before = _resident_mib(server)
+            clients = [_client(server.port, f"idle.{number}") for number in range(IDLE_CLIENTS)]
+            after = _resident_mib(server)
+            results["idle_clients"] = len(clients)
+            results["idle_clients_rss_mib"] = after
+            results["idle_client_kib"] = (after - before) * 1024 / len(clients)
+            for client in clients:
+                client.close()
+    return results
+
+
+def _acknowledged_requests(port: int) -> float:
+    return _exchange(_client(port, "reply"), _client(port, "request"), _REQUEST, _REPLY, REQUESTS)
+
+
+def _relayed_requests(requester: socket.socket, responder: socket.socket) -> float:
+    return _exchange(requester, responder, _REQUEST, _REPLY, REQUESTS)
+
+
+def _exchange(requester: socket.socket, responder: socket.socket, request: bytes, reply: bytes, count: int) -> float:
+    """Requests answered per second, acknowledging what asks to be acknowledged."""
+    chosen = selectors.DefaultSelector()
+    for end in (requester, responder):
+        chosen.register(end, selectors.EVENT_READ)
+    rests = {requester: b"", responder: b""}
+    started = time.perf_counter()
+    deadline = time.monotonic() + _SECONDS
+    requester.sendall(request * IN_FLIGHT)
+    asked, answered = IN_FLIGHT, 0
+    while answered < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{answered} of {count} requests were answered in {_SECONDS:g} seconds")
+        for key, _ in chosen.select(5):
+            end = key.fileobj
+            assert isinstance(end, socket.socket)
+            whole, _, rests[end] = (rests[end] + end.recv(262144)).rpartition(b"\0")
+            if not whole:
+                continue
+            frames = whole.count(b"\0") + 1
+            answer = b"".join([b"ACK\nid:%b\n\n\0" % ack for ack in _ACK.findall(whole)])
+            if end is requester:
+                answered += frames
+                more = min(frames, count - asked)
+                asked += more
+                answer += request * more
+            else:
+                answer += reply * frames
+            end.sendall(answer)
+    seconds = time.perf_counter() - started
+    requester.close()
+    responder.close()
+    return count / seconds
+
+
+def _single_request_us(port: int) -> float:
+    """The median time of one request and its reply when nothing else goes on."""
+    client = _client(port, "single")
+    frame = _send_frame("single")
+    times = []
+    for _ in range(SINGLE_REQUESTS):
+        started = time.perf_counter()
+        client.sendall(frame)
+        data = client.recv(65536)
+        while not data.endswith(b"\0"):
+            data += client.recv(65536)
+        times.append(time.perf_counter() - started)
+        client.sendall(b"".join([b"ACK\nid:%b\n\n\0" % ack for ack in _ACK.findall(data)]))
+    client.close()
+    return median(times) * 1e6
+
+
+def _send_frame(queue: str) -> bytes:
+    head = f"SEND\ndestination:/queue/bench.{queue}\ncontent-length:{len(BODY)}\n\n"
+    return head.encode() + BODY + b"\0"
+
+
+_REQUEST = _send_frame("request")
+_REPLY = _send_frame("reply")
+
+
+def _client(port: int, queue: str) -> socket.socket:
+    """A client that has logged in and consumes one queue, acknowledging each message."""
+    client = _connect(port)
+    client.sendall(
+        f"CONNECT\naccept-version:1.2\nhost:/\nlogin:{_LOGIN}\npasscode:{_PASSCODE}\nheart-beat:0,0\n\n\0"
+        f"SUBSCRIBE\nid:1\ndestination:/queue/bench.{queue}\nack:client-individual\nreceipt:1\n"
+        "prefetch-count:1000\n\n\0".encode()
+    )
+    answer = b""
+    while b"RECEIPT" not in answer or not answer.endswith(b"\0"):
+        data = client.recv(4096)
+        if not data:
+            raise ConnectionError(f"the broker has ended the connection: {answer!r}")
+        answer += data
+    return client
+
+
+def _connect(port: int) -> socket.socket:
+    connected = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connected
+
+
+@contextlib.contextmanager
+def _server(program: str, *options: str) -> Iterator[Server]:
+    command = [sys.executable, "-c", program, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            yield Server(process, int(line.split()[2].rstrip(",").rpartition(":")[2]))
+        finally:
+            process.terminate()
+
+
+def _resident_mib(server: Server) -> float:
+    resident: int = psutil.Process(server.process.pid).memory_info().rss
+    return resident / 2**20
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * IDLE_CLIENTS + 200
+    if soft < wanted <= hard or hard == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+if __name__ == "__main__":
+    for name, value in run().items():
+        print(f"{name:28} {value:12.2f}")

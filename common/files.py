@@ -1,0 +1,77 @@
+"""Every file and directory that our programs leave on a disk, named once (`docs/files-on-disk.md` lists them)."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from .errors import ConfigError
+
+# In the slot directory of the BOINC client
+JOB_FILE = "job.xml"
+HOST_AGENT_LOG = "host-agent.log"
+
+# In the home of the guest agent
+GUEST_STATE = ".vmwrapper"
+GUEST_JOURNAL = "journal"
+KEEPER_SOCKET = "keeper.sock"
+
+
+def runtime_dir() -> Path:
+    """This user's private place for sockets and endpoint files: short, on local disk, mode 0700.
+
+    Unix socket paths are limited to 107 bytes, and slot directories can be deep: hence one place for all.
+    """
+    chosen = os.environ.get("VMWRAPPER_RUNTIME")
+    if chosen:
+        path = Path(chosen)
+    elif os.environ.get("XDG_RUNTIME_DIR"):
+        path = Path(os.environ["XDG_RUNTIME_DIR"]) / "vmwrapper"
+    else:
+        user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+        path = Path(tempfile.gettempdir()) / f"vmwrapper-{user}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid"):
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise ConfigError(f"{path} belongs to another user", "set VMWRAPPER_RUNTIME to a directory of your own")
+        if found.st_mode & 0o077:
+            path.chmod(0o700)
+    return path
+
+
+def endpoints_dir() -> Path:
+    """Where host agents leave their endpoint files and control sockets."""
+    path = runtime_dir() / "agents"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def confine(root: Path, path: str) -> Path:
+    """The absolute path of `path` below `root`; ConfigError when it leads out of it, by `..` or by a link."""
+    if not path:
+        return root.resolve()
+    if "\0" in path or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ConfigError(f"{path!r} must be a relative path without '..'")
+    base = root.resolve()
+    full = (base / path).resolve()
+    if full != base and base not in full.parents:
+        raise ConfigError(f"{path!r} leads out of {base} by a link")
+    return full

@@ -1,0 +1,220 @@
+"""The link between two agents: over any broker, numbered messages arrive in order and once per pair of sessions.
+
+Each side has a *session*: a random id that is new whenever the process (or its memory) starts over. The numbering
+belongs to the pair of sessions. A message that is meant for another session is an echo of the past and is dropped.
+
+    IDLE ──HELLO/WELCOME──▶ OPEN ──new session of the peer──▶ OPEN (numbering from 1, unsent messages dropped)
+
+The sender keeps every numbered message until it is acknowledged and sends all of them again after a reconnection
+or when nothing was acknowledged for a while. At most `WINDOW` messages or bytes are on their way; more wait
+in a queue, and `congested` asks the producer to pause: this is how back-pressure reaches a program's output.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import attrs
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from . import messages
+from .messages import Envelope, Message
+
+WINDOW_MESSAGES = 64
+WINDOW_BYTES = 2 * 1024 * 1024
+RESEND_AFTER = 3.0  # seconds without an acknowledgement; grows up to RESEND_MOST
+RESEND_MOST = 30.0
+ACK_AFTER = 0.02  # seconds that an acknowledgement waits for a message to carry it
+ACK_EVERY_MESSAGES = 16
+ACK_EVERY_BYTES = 128 * 1024  # a fast stream must not wait for the timer
+
+
+def new_session() -> str:
+    """A session id: 64 random bits."""
+    return secrets.token_hex(8)
+
+
+class Transmit(Protocol):
+    """Puts one body on its way to the peer; it may be lost."""
+
+    def __call__(self, body: bytes) -> None: ...
+
+
+@attrs.define
+class _Pending:
+    seq: int
+    message: Message
+    size: int
+    acknowledged: Callable[[], None] | None
+
+
+class Link:
+    """One side of a link.
+
+    `deliver` gets each message of the open session: numbered ones in order and once, others as they come.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        session: str,
+        transmit: Transmit,
+        deliver: Callable[[Message], None],
+    ) -> None:
+        self.session = session
+        self.peer = ""  # the peer's session, once known
+        self._clock = clock
+        self._transmit = transmit
+        self._deliver = deliver
+        self._next_seq = 1
+        self._sent: deque[_Pending] = deque()  # on their way, not acknowledged
+        self._sent_bytes = 0
+        self._waiting: deque[_Pending] = deque()  # outside the window
+        self._received = 0  # last number received without a gap
+        self._unacknowledged = 0  # messages received since we last told the peer
+        self._unacknowledged_bytes = 0
+        self._ack_timer: IDelayedCall | None = None
+        self._resend_timer: IDelayedCall | None = None
+        self._resend_after = RESEND_AFTER
+
+    # -- sending
+
+    @property
+    def congested(self) -> bool:
+        """True while messages wait outside the window: producers should pause."""
+        return bool(self._waiting)
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many numbered messages the peer has not acknowledged."""
+        return len(self._sent) + len(self._waiting)
+
+    def send(self, message: Message, acknowledged: Callable[[], None] | None = None) -> None:
+        """Send a message; `acknowledged` is called when the peer has a numbered one."""
+        if not message.NUMBERED:
+            self._put(0, message)
+            return
+        size = len(getattr(message, "payload", b"")) + 256
+        pending = _Pending(self._next_seq, message, size, acknowledged)
+        self._next_seq += 1
+        self._waiting.append(pending)
+        self._fill_window()
+
+    def _fill_window(self) -> None:
+        while (
+            self.peer
+            and self._waiting
+            and len(self._sent) < WINDOW_MESSAGES
+            and (self._sent_bytes < WINDOW_BYTES or not self._sent)
+        ):
+            pending = self._waiting.popleft()
+            self._sent.append(pending)
+            self._sent_bytes += pending.size
+            self._put(pending.seq, pending.message)
+        if self._sent and self._resend_timer is None:
+            self._resend_timer = self._clock.callLater(self._resend_after, self._resend_due)
+
+    def _put(self, seq: int, message: Message) -> None:
+        self._acknowledgement_went_out()
+        self._transmit(messages.encode(Envelope(message, self.session, self.peer, seq, self._received)))
+
+    def resend(self) -> None:
+        """Send again everything that is on its way: after a reconnection, or when the peer is silent."""
+        for pending in self._sent:
+            self._put(pending.seq, pending.message)
+        self._fill_window()
+
+    def _resend_due(self) -> None:
+        self._resend_timer = None
+        if self._sent:
+            self._resend_after = min(self._resend_after * 2, RESEND_MOST)
+            self._log.debug("no acknowledgement: sending {n} messages again", n=len(self._sent))
+            self.resend()
+
+    # -- receiving
+
+    def open(self, peer_session: str) -> bool:
+        """The peer said who it is. True when this is a new session of it: the numbering starts anew."""
+        if peer_session == self.peer:
+            self.resend()
+            return False
+        first = not self.peer
+        self.peer = peer_session
+        self._received = self._unacknowledged = self._unacknowledged_bytes = 0
+        if not first:
+            # What was under way was meant for a peer that is no more; commands have their own recovery.
+            self._sent.clear()
+            self._waiting.clear()
+            self._sent_bytes = 0
+            self._next_seq = 1
+        self._fill_window()
+        return True
+
+    def received(self, envelope: Envelope) -> None:
+        """Take a message from the broker."""
+        if envelope.receiver != self.session or (self.peer and envelope.sender != self.peer):
+            self._log.debug("dropped {t}: it belongs to another session", t=envelope.message.NAME)
+            return
+        self._take_ack(envelope.ack)
+        if not envelope.message.NUMBERED:
+            self._deliver(envelope.message)
+            return
+        if envelope.seq != self._received + 1:
+            # A repeat, or a gap that the sender will close by sending everything again.
+            self._schedule_ack()
+            return
+        self._received = envelope.seq
+        self._unacknowledged += 1
+        self._unacknowledged_bytes += len(getattr(envelope.message, "payload", b""))
+        self._deliver(envelope.message)
+        if self._unacknowledged >= ACK_EVERY_MESSAGES or self._unacknowledged_bytes >= ACK_EVERY_BYTES:
+            self._send_ack()
+        elif self._unacknowledged:
+            self._schedule_ack()
+
+    def _take_ack(self, ack: int) -> None:
+        progress = False
+        while self._sent and self._sent[0].seq <= ack:
+            pending = self._sent.popleft()
+            self._sent_bytes -= pending.size
+            progress = True
+            if pending.acknowledged is not None:
+                pending.acknowledged()
+        if progress:
+            self._resend_after = RESEND_AFTER
+            if self._resend_timer is not None:
+                self._resend_timer.cancel()
+                self._resend_timer = None
+            self._fill_window()
+
+    def _schedule_ack(self) -> None:
+        if self._ack_timer is None:
+            self._ack_timer = self._clock.callLater(ACK_AFTER, self._ack_due)
+
+    def _ack_due(self) -> None:
+        self._ack_timer = None
+        self._send_ack()
+
+    def _send_ack(self) -> None:
+        self._put(0, messages.Ack())
+
+    def _acknowledgement_went_out(self) -> None:
+        self._unacknowledged = self._unacknowledged_bytes = 0
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+
+    def close(self) -> None:
+        """Stop all timers; nothing is sent any more."""
+        for timer in (self._ack_timer, self._resend_timer):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._ack_timer = self._resend_timer = None
+        self._sent.clear()
+        self._waiting.clear()

@@ -1,0 +1,354 @@
+"""What a copy is made of: a manifest, one stream of bytes, and a digest over both.
+
+A copy carries one file or one directory tree. The sender describes it in a *manifest* (paths, sizes, the executable
+bit, links), then sends the contents of all its files one after another, in the manifest's order, and last the
+SHA-256 (64 hex digits) of the manifest and of these bytes. The receiver writes to a temporary place beside the
+destination and renames only when the digest is right; after a break it goes on at the byte where it stopped.
+A tree of many small files therefore costs one stream, and nobody ever sees half a file under its final name.
+
+The two ends talk HTTP (`docs/protocol.md`), but nothing here knows of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import attrs
+
+from .errors import TransferError
+
+MAX_ENTRIES = 100_000
+MAX_MANIFEST = 32 * 1024 * 1024  # bytes
+MAX_DEPTH = 64
+MAX_PATH = 4096
+DIGEST_LENGTH = 64
+CHUNK = 256 * 1024
+SYNC_FILES = 64  # up to so many files are flushed to the disk one by one
+
+
+@attrs.frozen
+class Entry:
+    """One thing in a tree. `path` is relative, with "/"; it is "" for a copy of a single file."""
+
+    path: str
+    kind: str  # "file", "dir", "link"
+    size: int = 0  # bytes, of a file
+    executable: bool = False
+    target: str = ""  # of a link: relative, inside the tree
+
+
+@attrs.frozen
+class Manifest:
+    """What a copy contains, in the order of its bytes; directories stand before what they hold."""
+
+    directory: bool
+    entries: tuple[Entry, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def files(self) -> int:
+        return sum(1 for entry in self.entries if entry.kind == "file")
+
+    def to_json(self) -> bytes:
+        rows = [[e.path, e.kind, e.size, int(e.executable), e.target] for e in self.entries]
+        return json.dumps({"directory": self.directory, "entries": rows}, separators=(",", ":")).encode("ascii")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Read a manifest that came over the network; TransferError when it is not acceptable."""
+        if len(data) > MAX_MANIFEST:
+            raise TransferError(f"the list of files is larger than {MAX_MANIFEST} bytes")
+        try:
+            value = json.loads(data)
+            directory, rows = value["directory"], value["entries"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise TransferError("the list of files cannot be read") from None
+        if not isinstance(directory, bool) or not isinstance(rows, list) or len(rows) > MAX_ENTRIES:
+            raise TransferError(f"the list of files is not one, or has more than {MAX_ENTRIES} entries")
+        manifest = cls(directory, tuple(_checked_entry(row) for row in rows))
+        _check_tree(manifest)
+        return manifest
+
+
+def _checked_entry(row: Any) -> Entry:
+    if not isinstance(row, list) or len(row) != 5:
+        raise TransferError("an entry in the list of files has the wrong shape")
+    path, kind, size, executable, target = row
+    if not isinstance(path, str) or not isinstance(target, str) or kind not in ("file", "dir", "link"):
+        raise TransferError("an entry in the list of files has the wrong types")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**62 or (kind != "file" and size):
+        raise TransferError(f"{path[:80]!r} has an impossible size")
+    return Entry(path, kind, size, bool(executable), target)
+
+
+def _check_tree(manifest: Manifest) -> None:
+    if not manifest.directory:
+        if len(manifest.entries) != 1 or manifest.entries[0].path or manifest.entries[0].kind != "file":
+            raise TransferError("the copy of a file must list that file alone")
+        return
+    kinds: dict[str, str] = {}
+    for entry in manifest.entries:
+        _check_path(entry.path)
+        parent = str(PurePosixPath(entry.path).parent)
+        if entry.path in kinds:
+            raise TransferError(f"{entry.path!r} is listed twice")
+        if parent != "." and kinds.get(parent) != "dir":
+            raise TransferError(f"{entry.path!r} is not inside a listed directory")
+        kinds[entry.path] = entry.kind
+        if entry.kind == "link":
+            _check_link(entry)
+
+
+def _check_path(path: str) -> None:
+    parts = path.split("/")
+    if (
+        not 0 < len(path) <= MAX_PATH
+        or len(parts) > MAX_DEPTH
+        or any(part in ("", ".", "..") for part in parts)
+        or any(character in path for character in "\0\\")
+    ):
+        raise TransferError(f"{path[:80]!r} is not an acceptable path in a copy")
+
+
+def _check_link(entry: Entry) -> None:
+    depth = entry.path.count("/")
+    if not entry.target or len(entry.target) > MAX_PATH or entry.target.startswith("/") or "\0" in entry.target:
+        raise TransferError(f"the link {entry.path!r} does not stay inside the copy")
+    for part in entry.target.split("/"):
+        depth += -1 if part == ".." else 0 if part in ("", ".") else 1
+        if depth < 0:
+            raise TransferError(f"the link {entry.path!r} does not stay inside the copy")
+
+
+def scan(path: Path) -> Manifest:
+    """Describe a file or a directory on this disk. Devices, sockets and links that lead outside are refused."""
+    try:
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode):
+            return Manifest(False, (Entry("", "file", found.st_size, bool(found.st_mode & 0o111)),))
+        if not stat.S_ISDIR(found.st_mode):
+            raise TransferError(f"{path} is neither a file nor a directory")
+        manifest = Manifest(True, tuple(_walk(path, "")))
+    except OSError as error:
+        raise TransferError(f"{path} cannot be read: {error.strerror}") from None
+    if len(manifest.entries) > MAX_ENTRIES:
+        raise TransferError(f"{path} holds more than {MAX_ENTRIES} files")
+    _check_tree(manifest)
+    return manifest
+
+
+def _walk(directory: Path, prefix: str) -> Iterator[Entry]:
+    for item in sorted(os.scandir(directory), key=lambda found: found.name):
+        name = prefix + item.name
+        if item.is_symlink():
+            yield Entry(name, "link", target=str(Path(item.path).readlink()))
+        elif item.is_dir():
+            yield Entry(name, "dir")
+            yield from _walk(Path(item.path), name + "/")
+        elif item.is_file():
+            found = item.stat()
+            yield Entry(name, "file", found.st_size, bool(found.st_mode & 0o111))
+        else:
+            raise TransferError(f"{item.path} is neither a file, a directory nor a link")
+
+
+class Source:
+    """The sending end: the stream of a manifest's bytes, from any offset, and its digest at the end."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._root = root
+        self._length = manifest.total
+        self._files = iter([entry for entry in manifest.entries if entry.kind == "file"])
+        self._digest = hashlib.sha256(manifest.to_json())
+        self._open: BinaryIO | None = None
+        self._left = 0  # bytes of the open file
+        self._name = ""
+        self.offset = 0
+
+    @property
+    def length(self) -> int:
+        """Bytes of the stream with the digest after it."""
+        return self._length + DIGEST_LENGTH
+
+    def skip_to(self, offset: int) -> None:
+        """Go on at `offset`. What lies before is read again, because the digest needs it."""
+        if not self.offset <= offset <= self._length:
+            raise TransferError(f"there is no byte {offset} to go on from")
+        while self.offset < offset:
+            self.read(min(CHUNK, offset - self.offset))
+
+    def read(self, most: int = CHUNK) -> bytes:
+        """The next bytes of the files, b"" at the end."""
+        while self._left == 0:
+            self.close()
+            entry = next(self._files, None)
+            if entry is None:
+                return b""
+            self._name = entry.path
+            self._open = (self._root / entry.path if entry.path else self._root).open("rb")
+            self._left = entry.size
+        assert self._open is not None
+        data = self._open.read(min(most, self._left))
+        if not data:
+            raise TransferError(f"{self._root / self._name} became shorter while it was copied")
+        self._left -= len(data)
+        self.offset += len(data)
+        self._digest.update(data)
+        return data
+
+    def digest(self) -> str:
+        """SHA-256 of the manifest and of all bytes read so far (hex)."""
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+class Sink:
+    """The receiving end: writes the stream beside `destination` and puts it there when the digest is right.
+
+    `copy_id` names the temporary place, so that a later Sink for the same copy finds what is there already:
+    `offset` is where the sender has to go on.
+    """
+
+    def __init__(self, destination: Path, manifest: Manifest, copy_id: str) -> None:
+        self.manifest = manifest
+        self._destination = destination
+        self._part = destination.parent / f".{destination.name[:100]}.{copy_id}.part"
+        self._digest = hashlib.sha256(manifest.to_json())
+        self._files = iter([entry for entry in manifest.entries if entry.kind == "file"])
+        self._open: BinaryIO | None = None
+        self._left = 0
+        self._touched: list[BinaryIO] = []
+        self.offset = 0
+        self.total = manifest.total
+        try:
+            self._prepare()
+        except OSError as error:
+            raise TransferError(f"{destination} cannot be written: {error.strerror}") from None
+
+    def _prepare(self) -> None:
+        self._destination.parent.mkdir(parents=True, exist_ok=True)
+        if self._destination.is_dir() and not self.manifest.directory:
+            raise TransferError(f"{self._destination} is a directory, but a file was to be copied there")
+        if self._destination.is_file() and self.manifest.directory:
+            raise TransferError(f"{self._destination} is a file, but a directory was to be copied there")
+        if self.manifest.directory:
+            self._part.mkdir(exist_ok=True)
+            for entry in self.manifest.entries:
+                if entry.kind == "dir":
+                    (self._part / entry.path).mkdir(exist_ok=True)
+        self._take_over_earlier_part()
+
+    def _take_over_earlier_part(self) -> None:
+        while self._next_file():
+            assert self._open is not None
+            while self._left:
+                data = self._open.read(min(CHUNK, self._left))
+                if not data:
+                    return
+                self._digest.update(data)
+                self._left -= len(data)
+                self.offset += len(data)
+            if self._open.read(1):
+                self._open.truncate(self._open.tell() - 1)
+
+    def _next_file(self) -> bool:
+        if self._open is not None:
+            self._finish_file()
+        entry = next(self._files, None)
+        if entry is None:
+            return False
+        path = self._part / entry.path if entry.path else self._part
+        # Never through a link that somebody put in our way.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags, 0o755 if entry.executable else 0o644)
+        self._open = os.fdopen(handle, "r+b", buffering=0)
+        self._left = entry.size
+        return True
+
+    def _finish_file(self) -> None:
+        assert self._open is not None
+        if self.manifest.files <= SYNC_FILES:
+            os.fsync(self._open.fileno())
+        self._open.close()
+        self._open = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take the next bytes of the stream (without the digest)."""
+        view = memoryview(data)
+        try:
+            while len(view):
+                if self._left == 0 and not self._next_file():
+                    raise TransferError("more bytes came than the list of files holds")
+                assert self._open is not None
+                count = self._open.write(view[: self._left])
+                self._digest.update(view[:count])
+                self._left -= count
+                self.offset += count
+                view = view[count:]
+        except OSError as error:
+            raise TransferError(f"{self._destination} cannot be written: {error.strerror}") from None
+
+    def finish(self, digest: str) -> str:
+        """Check the digest and put everything in its place. Returns the digest (hex)."""
+        own = self._digest.hexdigest()
+        if self.offset != self.total or own != digest:
+            self.discard()
+            raise TransferError(
+                f"{self._destination} arrived altered ({self.offset} of {self.total} bytes) and was dropped"
+            )
+        try:
+            while self._next_file():  # empty files at the end
+                pass
+            self._place()
+        except OSError as error:
+            raise TransferError(f"{self._destination} cannot be written: {error.strerror}") from None
+        return own
+
+    def _place(self) -> None:
+        for entry in self.manifest.entries:
+            if entry.kind == "link":
+                link = self._part / entry.path
+                link.unlink(missing_ok=True)
+                link.symlink_to(entry.target)
+        if not self.manifest.directory or not self._destination.exists():
+            self._part.replace(self._destination)
+            return
+        for entry in self.manifest.entries:
+            target = self._destination / entry.path
+            if entry.kind == "dir":
+                if target.is_symlink():
+                    raise TransferError(f"{target} is a link; nothing is copied through links")
+                target.mkdir(exist_ok=True)
+            else:
+                (self._part / entry.path).replace(target)
+        shutil.rmtree(self._part)
+
+    def close(self) -> None:
+        """Stop here; a later Sink can go on."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def discard(self) -> None:
+        """Stop and remove what was received."""
+        self.close()
+        if self._part.is_dir():
+            shutil.rmtree(self._part, ignore_errors=True)
+        else:
+            self._part.unlink(missing_ok=True)

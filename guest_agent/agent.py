@@ -1,0 +1,172 @@
+"""The guest agent: `build_guest_agent` makes every part and connects it to the others.
+
+CONNECTING ──broker──▶ GREETING ──WELCOME──▶ SERVING ──broker lost──▶ CONNECTING
+"""
+
+from __future__ import annotations
+
+import enum
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from common import messages
+from common.broker_link import BrokerLink
+from common.config import GuestConfig
+from common.errors import ProtocolError
+from common.files import GUEST_JOURNAL, GUEST_STATE, KEEPER_SOCKET
+from common.link import Link, new_session
+from common.messages import Confirm, CopyIn, CopyOut, Envelope, Hello, Message, Ping, Pong, Run, Signal, Welcome
+
+from . import VERSION
+from .copying import Copier
+from .journal import Journal
+from .presence import Presence
+from .runner import Runner
+
+HELLO_AGAIN = 2.0  # seconds without a WELCOME; the wait grows up to HELLO_MOST
+HELLO_MOST = 30.0
+
+
+def build_guest_agent(reactor: Any, config: GuestConfig, home: Path) -> GuestAgent:
+    """The map of the program: every part of a guest agent and who talks to whom."""
+    state = home / GUEST_STATE
+    agent = GuestAgent(reactor, config, home)
+    broker = BrokerLink(reactor, config.brokers, config.credentials, [messages.guest_queue(config.guest)], events=agent)
+    link = Link(reactor, new_session(), agent.transmit, agent.deliver)
+    journal = Journal(state / GUEST_JOURNAL)
+    runner = Runner(reactor, home, journal, link)
+    copier = Copier(reactor, home, config.files, link)
+    presence = Presence(reactor, config.guest, runner.running, agent.beacon)
+    agent.wire(broker, link, journal, runner, copier, presence)
+    runner.connect(reactor, state / KEEPER_SOCKET, ready=broker.start)
+    return agent
+
+
+class State(enum.Enum):
+    CONNECTING = "connecting"
+    GREETING = "greeting"
+    SERVING = "serving"
+
+
+class GuestAgent:
+    """Takes messages from the broker to the part that handles them."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, config: GuestConfig, home: Path) -> None:
+        self._reactor = reactor
+        self._config = config
+        self._home = home
+        self._epoch = new_session()
+        self._hello: IDelayedCall | None = None
+        self._hello_wait = HELLO_AGAIN
+        self.state = State.CONNECTING
+
+    def wire(
+        self,
+        broker: BrokerLink,
+        link: Link,
+        journal: Journal,
+        runner: Runner,
+        copier: Copier,
+        presence: Presence,
+    ) -> None:
+        self._broker, self._link, self._journal = broker, link, journal
+        self._runner, self._copier, self._presence = runner, copier, presence
+        self._handlers: dict[type[Message], Callable[[Any], None]] = {
+            Run: runner.run,
+            Signal: runner.signal,
+            CopyIn: copier.copy_in,
+            CopyOut: copier.copy_out,
+            Confirm: self._confirm,
+            Ping: lambda ping: link.send(Pong(ping.nonce)),
+            messages.Ack: lambda _: None,
+        }
+
+    # -- the broker
+
+    def broker_connected(self) -> None:
+        self.state = State.GREETING
+        self._hello_wait = HELLO_AGAIN
+        self._greet()
+
+    def broker_disconnected(self, reason: str) -> None:
+        self.state = State.CONNECTING
+        self._presence.stop()
+        self._cancel_hello()
+
+    def broker_message(self, destination: str, body: bytes) -> None:
+        try:
+            envelope = messages.decode(body)
+            if envelope.message.SENDER == "guest":
+                raise ProtocolError(f"{envelope.message.NAME} does not go to guests")
+        except ProtocolError as error:
+            self._log.warn("refused a message: {error}", error=error)
+            return
+        if isinstance(envelope.message, Welcome):
+            self._welcome(envelope, envelope.message)
+        else:
+            self._link.received(envelope)
+
+    def transmit(self, body: bytes) -> None:
+        self._broker.send(messages.host_queue(self._config.host), body)
+
+    def beacon(self, beacon: messages.Beacon) -> None:
+        self._broker.send(messages.PRESENCE, messages.encode(Envelope(beacon, self._link.session, "")))
+
+    # -- the handshake
+
+    def _greet(self) -> None:
+        self._hello = self._reactor.callLater(self._hello_wait, self._greet)
+        self._hello_wait = min(self._hello_wait * 1.5, HELLO_MOST)
+        self._link.send(
+            Hello(
+                guest=self._config.guest,
+                epoch=self._epoch,
+                proof=messages.proof_of(self._config.credentials.passcode, self._config.guest, self._link.session),
+                agent_version=VERSION,
+                system=f"{platform.system()} {platform.release()} {platform.machine()}",
+                home=str(self._home),
+                commands=tuple(self._runner.ids() + self._copier.ids())[: messages.MAX_ITEMS],
+            )
+        )
+
+    def _cancel_hello(self) -> None:
+        if self._hello is not None and self._hello.active():
+            self._hello.cancel()
+        self._hello = None
+
+    def _welcome(self, envelope: Envelope, welcome: Welcome) -> None:
+        if envelope.receiver != self._link.session or welcome.host != self._config.host:
+            return
+        self._cancel_hello()
+        if self.state is not State.SERVING:
+            self._log.info("the host {host} answers", host=welcome.host)
+        self.state = State.SERVING
+        self._link.open(envelope.sender)
+        self._presence.every(welcome.beacon_s)
+
+    # -- messages
+
+    def deliver(self, message: Message) -> None:
+        self._handlers[type(message)](message)
+
+    def _confirm(self, message: Confirm) -> None:
+        self._runner.confirm(message.command)
+        self._copier.confirm(message.command)
+
+    def stop(self) -> Deferred[None]:
+        """Say goodbye, end every command, disconnect."""
+        self._cancel_hello()
+        self._presence.stop()
+        self._link.send(messages.Bye(self._config.guest, "the agent was told to end"))
+        self._link.close()
+        self._runner.stop()
+        self._journal.close()
+        return self._broker.stop()

@@ -1,0 +1,253 @@
+"""The guest's end of a copy: a small HTTP client in a thread, because every step of it blocks on a disk or a socket.
+
+Both directions go on where they stopped after a break, and give up when nothing moved for `PATIENCE` seconds.
+A repeat of a known copy is answered with its result, or waits for the one that is under way.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from twisted.logger import Logger
+
+from common import transfer
+from common.errors import ConfigError, TransferError, VMwrapperError
+from common.files import confine
+from common.link import Link
+from common.messages import Copied, CopyIn, CopyOut
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection, HTTPResponse
+
+PATIENCE = 120.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds for one read or write on the socket
+READ = 1024 * 1024
+BLOCK = 4 * 1024 * 1024  # bytes in one upload request
+AT_ONCE = 4  # copies; more wait
+
+
+class Copier:
+    """Does the host's copies below `home`, over the host's file port at `base_url`."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, home: Path, base_url: str, link: Link) -> None:
+        self._reactor = reactor
+        self._home = home
+        url = urlsplit(base_url)
+        self._address = (url.hostname or "", url.port or 80)
+        self._link = link
+        self._copies: dict[str, Copied | None] = {}  # None: under way
+        self._turns = threading.BoundedSemaphore(AT_ONCE)
+
+    def copy_in(self, message: CopyIn) -> None:
+        self._begin(message.command, lambda: self._fetch(message))
+
+    def copy_out(self, message: CopyOut) -> None:
+        self._begin(message.command, lambda: self._send(message))
+
+    def confirm(self, command: str) -> None:
+        """The host has the result."""
+        if self._copies.get(command) is not None:
+            del self._copies[command]
+
+    def ids(self) -> list[str]:
+        return list(self._copies)
+
+    def _begin(self, command: str, work: Callable[[], Copied]) -> None:
+        if command in self._copies:
+            result = self._copies[command]
+            if result is not None:
+                self._link.send(result)
+            return
+        self._copies[command] = None
+        # A thread of its own, not the reactor's pool: a copy may take hours, and must not keep an agent from ending.
+        threading.Thread(target=self._work, args=(command, work), name=f"copy-{command}", daemon=True).start()
+
+    def _work(self, command: str, work: Callable[[], Copied]) -> None:
+        with self._turns:
+            try:
+                result = work()
+            except VMwrapperError as error:
+                result = Copied(command, reason=str(error))
+            except Exception as error:
+                result = Copied(command, reason=f"the copy failed in the guest: {error!r}"[:2000])
+        self._reactor.callFromThread(self._done, result)
+
+    def _done(self, result: Copied) -> None:
+        self._copies[result.command] = result
+        self._link.send(result)
+
+    # -- in the thread
+
+    def _fetch(self, message: CopyIn) -> Copied:
+        destination = self._confine(message.destination)
+        client = _Client(self._address, message.token)
+        manifest = transfer.Manifest.from_json(client.get_manifest())
+        sink = transfer.Sink(destination, manifest, message.command)
+        try:
+            digest = client.download(sink)
+            sha256 = sink.finish(digest)
+        finally:
+            sink.close()
+            client.close()
+        return Copied(message.command, files=manifest.files, bytes=manifest.total, sha256=sha256)
+
+    def _send(self, message: CopyOut) -> Copied:
+        source_path = self._confine(message.source)
+        if not source_path.exists():
+            raise TransferError(f"there is no {message.source} in the guest")
+        manifest = transfer.scan(source_path)
+        client = _Client(self._address, message.token)
+        try:
+            sha256 = client.upload(source_path, manifest)
+        finally:
+            client.close()
+        return Copied(message.command, files=manifest.files, bytes=manifest.total, sha256=sha256)
+
+    def _confine(self, path: str) -> Path:
+        try:
+            return confine(self._home, path)
+        except ConfigError as error:
+            raise TransferError(str(error)) from None
+
+
+class _Client:
+    """Talks to the host's file port about one copy. Repeats what a broken connection interrupted."""
+
+    def __init__(self, address: tuple[str, int], token: str) -> None:
+        # Imported late: most guests start long before their first copy.
+        from http.client import HTTPException
+
+        self._errors = (OSError, HTTPException)
+        self._address = address
+        self._token = token
+        self._connection: HTTPConnection | None = None
+        self._moved = time.monotonic()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _ask(self, method: str, what: str, body: bytes | None = None, start: int = 0) -> HTTPResponse:
+        from http.client import HTTPConnection
+
+        if self._connection is None:
+            self._connection = HTTPConnection(*self._address, timeout=TIMEOUT)
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        self._connection.request(method, f"/{self._token}/{what}", body=body, headers=headers)
+        response = self._connection.getresponse()
+        if response.status not in (200, 206, 409):
+            text = response.read(2000).decode("utf-8", "replace").strip()
+            raise TransferError(text or f"the host's file port answered {response.status}")
+        return response
+
+    def _patiently(self, step: Callable[[], bool]) -> None:
+        """Do `step` until it says it is done; a broken connection is made anew while bytes still move."""
+        wait = 0.2
+        self._moved = time.monotonic()
+        while True:
+            before = self._moved
+            try:
+                if step():
+                    return
+            except self._errors as error:
+                self.close()
+                if time.monotonic() - self._moved > PATIENCE:
+                    raise TransferError(f"the host's file port cannot be reached: {error!r}") from None
+                wait = 0.2 if self._moved > before else min(wait * 1.5, 10.0)
+                time.sleep(wait)
+
+    def get_manifest(self) -> bytes:
+        found: list[bytes] = []
+
+        def step() -> bool:
+            found.append(self._ask("GET", "manifest").read(transfer.MAX_MANIFEST + 1))
+            return True
+
+        self._patiently(step)
+        return found[-1]
+
+    def download(self, sink: transfer.Sink) -> str:
+        """Bring the sink the rest of its bytes; returns the digest that follows them."""
+        buffer = memoryview(bytearray(READ))
+        digest: list[str] = []
+
+        def step() -> bool:
+            response = self._ask("GET", "data", start=sink.offset)
+            while sink.offset < sink.total:
+                count = response.readinto(buffer[: min(READ, sink.total - sink.offset)])
+                if not count:
+                    raise ConnectionError("the stream ended early")
+                sink.write(buffer[:count])
+                self._moved = time.monotonic()
+            tail = response.read()
+            if len(tail) != transfer.DIGEST_LENGTH:
+                raise ConnectionError("the stream ended early")
+            digest.append(tail.decode("ascii", "replace"))
+            return True
+
+        self._patiently(step)
+        return digest[-1]
+
+    def upload(self, path: Path, manifest: transfer.Manifest) -> str:
+        """Send the host what it lacks, block by block; returns the digest."""
+        source = transfer.Source(path, manifest)
+        listing = manifest.to_json()
+        position: list[int] = []
+
+        def offset_of(response: HTTPResponse) -> int:
+            offset = json.loads(response.read(1000))["offset"]
+            return int(offset)
+
+        def announce() -> bool:
+            position.append(offset_of(self._ask("PUT", "manifest", listing)))
+            return True
+
+        pending = b""
+
+        def step() -> bool:
+            nonlocal pending, source
+            while True:
+                if source.offset - len(pending) != position[-1]:
+                    source.close()
+                    source = transfer.Source(path, manifest)
+                    source.skip_to(position[-1])
+                    pending = b""
+                pending = pending or b"".join(_pieces(source, BLOCK))
+                if not pending:
+                    return True
+                answer = self._ask("PUT", f"data?offset={position[-1]}", pending)
+                if offset_of(answer) == position[-1] + len(pending):
+                    self._moved = time.monotonic()
+                    position.append(source.offset)
+                    pending = b""
+                else:
+                    announce()
+
+        def finish() -> bool:
+            self._ask("POST", "done", source.digest().encode("ascii")).read()
+            return True
+
+        try:
+            self._patiently(announce)
+            self._patiently(step)
+            self._patiently(finish)
+        finally:
+            source.close()
+        return source.digest()
+
+
+def _pieces(source: transfer.Source, most: int) -> list[bytes]:
+    pieces: list[bytes] = []
+    while most and (data := source.read(most)):
+        pieces.append(data)
+        most -= len(data)
+    return pieces

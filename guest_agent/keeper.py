@@ -1,0 +1,483 @@
+"""The keeper: a small process of its own that starts the commands, holds their output and reaps them.
+
+It exists for three reasons. It outlives the agent, so that a restarted agent finds its commands running and their
+output complete. It is small and has no threads, so that starting a program costs one vfork. And only a program's
+parent can learn its CPU time and memory (`wait4`), which Twisted's own reaper throws away.
+
+The agent talks to it over a Unix socket in frames: four bytes of length (big-endian), a JSON object on one line,
+and for output a newline and the raw bytes. Only the standard library is imported here.
+
+    agent → keeper   spawn  id argv env cwd stdin deadline      seek   id stream offset   (send again from there)
+                     ack    id stream offset                    signal id signal
+                     forget id                                  quit
+    keeper → agent   state  commands: [id pid ended streams]    (first, on every connection)
+                     started id pid     refused id reason       output id stream offset + bytes
+                     ended  id outcome … (after the last byte of output)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+BUFFER = 1024 * 1024  # bytes of one stream that wait for the host; then the program's pipe fills and it waits
+PIECE = 64 * 1024  # bytes in one output frame
+BATCH = 0.02  # seconds: the first piece goes at once, what follows is sent together
+STRAGGLER_GRACE = 0.25  # seconds that a grandchild may hold the output open after the program ended
+IDLE_EXIT = 60.0  # seconds without an agent and without a running command
+MAX_FRAME = 4 * 1024 * 1024
+MAX_COMMANDS = 1024
+
+_LENGTH = struct.Struct(">I")
+
+
+def pack(head: dict[str, Any], payload: bytes = b"") -> bytes:
+    """A frame for the socket between agent and keeper."""
+    line = json.dumps(head, separators=(",", ":")).encode("ascii")
+    body = b"%b\n%b" % (line, payload) if payload else line
+    return _LENGTH.pack(len(body)) + body
+
+
+def unpack(body: bytes) -> tuple[dict[str, Any], bytes]:
+    """The contents of a frame (without its length)."""
+    line, _, payload = body.partition(b"\n")
+    head: dict[str, Any] = json.loads(line)
+    return head, payload
+
+
+class _Stream:
+    """One output stream: what was read from the pipe and the host has not got yet."""
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self.fd = fd  # -1 once it is at its end
+        self.buffer = bytearray()
+        self.base = 0  # offset of buffer[0]
+        self.sent = 0  # offset up to which the present agent was told
+        self.next_send = 0.0
+
+    @property
+    def end(self) -> int:
+        return self.base + len(self.buffer)
+
+
+class _Command:
+    def __init__(self, command_id: str, process: subprocess.Popen[bytes], stdout: int, stderr: int) -> None:
+        self.id = command_id
+        self.process = process
+        self.pid = process.pid
+        self.started = time.monotonic()
+        self.running = True
+        self.past_deadline = False
+        self.result: dict[str, Any] | None = None
+        self.told = False  # the present agent knows the result
+        self.streams = {"stdout": _Stream("stdout", stdout), "stderr": _Stream("stderr", stderr)}
+
+    @property
+    def drained(self) -> bool:
+        return all(stream.fd < 0 and stream.sent == stream.end for stream in self.streams.values())
+
+
+class Keeper:
+    """The keeper's loop. `path` is the socket on which the agent connects; its directory is private."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._selector = selectors.DefaultSelector()
+        self._commands: dict[str, _Command] = {}
+        self._agent: socket.socket | None = None
+        self._incoming = bytearray()
+        self._outgoing = bytearray()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = 0
+        self._alone_since = time.monotonic()
+        self._quit = False
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        self._listener.bind(str(path))
+        self._listener.listen(2)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Serve until told to quit, or until nobody needs us any more."""
+        wake_read, wake_write = socket.socketpair()
+        wake_read.setblocking(False)
+        wake_write.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        self._selector.register(wake_read, selectors.EVENT_READ, lambda: self._reap(wake_read))
+        while not self._quit:
+            for key, mask in self._selector.select(self._wait_time()):
+                if mask & selectors.EVENT_WRITE:
+                    self._flush()
+                if mask & selectors.EVENT_READ:
+                    key.data()
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                heapq.heappop(self._timers)[2]()
+            if self._agent is None and self._idle_for(now) >= IDLE_EXIT:
+                self._quit = True
+        self._kill_all()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    def _idle_for(self, now: float) -> float:
+        return 0.0 if any(command.running for command in self._commands.values()) else now - self._alone_since
+
+    def _wait_time(self) -> float | None:
+        now = time.monotonic()
+        waits = [self._timers[0][0] - now] if self._timers else []
+        if self._agent is None:
+            waits.append(IDLE_EXIT)
+        return max(0.0, min(waits)) if waits else None
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        self._timer_count += 1
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._timer_count, action))
+
+    # -- the agent's connection
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            self._drop_agent()
+            connection.setblocking(False)
+            self._agent = connection
+            self._selector.register(connection, selectors.EVENT_READ, self._receive)
+            for command in self._commands.values():
+                command.told = False
+                for stream in command.streams.values():
+                    stream.sent = stream.base
+            self._tell({"op": "state", "commands": [self._describe(c) for c in self._commands.values()]})
+
+    def _describe(self, command: _Command) -> dict[str, Any]:
+        return {
+            "id": command.id,
+            "pid": command.pid,
+            "running": command.running,
+            "stdout": command.streams["stdout"].base,
+            "stderr": command.streams["stderr"].base,
+        }
+
+    def _drop_agent(self) -> None:
+        if self._agent is not None:
+            self._selector.unregister(self._agent)
+            self._agent.close()
+            self._agent = None
+        self._incoming.clear()
+        self._outgoing.clear()
+        self._alone_since = time.monotonic()
+
+    def _receive(self) -> None:
+        assert self._agent is not None
+        try:
+            data = self._agent.recv(256 * 1024)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop_agent()
+            return
+        self._incoming += data
+        while len(self._incoming) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._incoming)
+            if length > MAX_FRAME:
+                self._drop_agent()
+                return
+            if len(self._incoming) < _LENGTH.size + length:
+                return
+            body = bytes(self._incoming[_LENGTH.size : _LENGTH.size + length])
+            del self._incoming[: _LENGTH.size + length]
+            head, _ = unpack(body)
+            getattr(self, f"_do_{head['op']}")(head)
+
+    def _tell(self, head: dict[str, Any], payload: bytes = b"") -> None:
+        if self._agent is not None:
+            self._outgoing += pack(head, payload)
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._agent is None:
+            return
+        try:
+            while self._outgoing:
+                count = self._agent.send(self._outgoing)
+                del self._outgoing[:count]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self._drop_agent()
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
+        self._selector.modify(self._agent, events, self._receive)
+
+    # -- what the agent asks for
+
+    def _do_spawn(self, head: dict[str, Any]) -> None:
+        command_id = head["id"]
+        if command_id in self._commands:
+            return
+        if len(self._commands) >= MAX_COMMANDS:
+            self._tell({"op": "refused", "id": command_id, "reason": f"{MAX_COMMANDS} commands are held already"})
+            return
+        try:
+            command = self._commands[command_id] = _spawn(head)
+        except (OSError, ValueError) as error:
+            self._tell({"op": "refused", "id": command_id, "reason": _why_not_started(head, error)})
+            return
+        for stream in command.streams.values():
+            os.set_blocking(stream.fd, False)
+            self._watch(command, stream)
+        if head["deadline"] > 0:
+            self._after(head["deadline"], lambda: self._deadline(command))
+        self._tell({"op": "started", "id": command_id, "pid": command.pid})
+
+    def _do_ack(self, head: dict[str, Any]) -> None:
+        command = self._commands.get(head["id"])
+        if command is not None:
+            stream = command.streams[head["stream"]]
+            count = min(head["offset"], stream.end) - stream.base
+            if count > 0:
+                del stream.buffer[:count]
+                stream.base += count
+                stream.sent = max(stream.sent, stream.base)
+                self._watch(command, stream)
+
+    def _do_seek(self, head: dict[str, Any]) -> None:
+        command = self._commands.get(head["id"])
+        if command is not None:
+            for name, stream in command.streams.items():
+                stream.sent = min(max(head[name], stream.base), stream.end)
+                stream.next_send = 0.0
+            command.told = False
+            for stream in command.streams.values():
+                self._push(command, stream)
+
+    def _do_signal(self, head: dict[str, Any]) -> None:
+        command = self._commands.get(head["id"])
+        if command is not None and command.running:
+            self._kill(command, getattr(signal, f"SIG{head['signal']}"))
+
+    def _do_forget(self, head: dict[str, Any]) -> None:
+        command = self._commands.get(head["id"])
+        if command is not None and not command.running:
+            for stream in command.streams.values():
+                self._close(stream)
+            del self._commands[head["id"]]
+
+    def _do_quit(self, head: dict[str, Any]) -> None:
+        self._quit = True
+
+    # -- the programs
+
+    def _kill(self, command: _Command, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(command.pid, number)
+
+    def _kill_all(self) -> None:
+        for command in self._commands.values():
+            if command.running:
+                self._kill(command, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(command.pid, 0)
+
+    def _deadline(self, command: _Command) -> None:
+        if command.running:
+            command.past_deadline = True
+            self._kill(command, signal.SIGKILL)
+
+    def _reap(self, wake: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            wake.recv(4096)
+        for command in list(self._commands.values()):
+            if not command.running:
+                continue
+            try:
+                pid, status, usage = os.wait4(command.pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            if pid:
+                self._ended(command, status, usage)
+
+    def _ended(self, command: _Command, status: int, usage: Any) -> None:
+        command.running = False
+        command.process.returncode = status  # Popen must not wait for it again
+        self._alone_since = time.monotonic()
+        unit = 1 if sys.platform == "darwin" else 1024
+        command.result = {
+            "wall_s": time.monotonic() - command.started,
+            "user_s": usage.ru_utime,
+            "system_s": usage.ru_stime,
+            "max_rss_bytes": usage.ru_maxrss * unit,
+        }
+        if command.past_deadline:
+            command.result.update(outcome="deadline")
+        elif os.WIFSIGNALED(status):
+            command.result.update(outcome="signalled", signal=_signal_name(os.WTERMSIG(status)))
+        else:
+            command.result.update(outcome="exited", exit_code=os.WEXITSTATUS(status))
+        for stream in command.streams.values():
+            self._read(command, stream)
+        self._after(STRAGGLER_GRACE, lambda: self._drop_stragglers(command))
+        self._maybe_tell_end(command)
+
+    def _drop_stragglers(self, command: _Command) -> None:
+        """A process that the program left behind holds its output open: do not wait for it for ever."""
+        for stream in command.streams.values():
+            if stream.fd >= 0 and len(stream.buffer) < BUFFER:
+                self._read(command, stream)
+                if len(stream.buffer) < BUFFER:
+                    self._close(stream)
+        if any(stream.fd >= 0 for stream in command.streams.values()):
+            self._after(STRAGGLER_GRACE, lambda: self._drop_stragglers(command))
+        self._maybe_tell_end(command)
+
+    def _maybe_tell_end(self, command: _Command) -> None:
+        if command.result is not None and command.drained and not command.told and self._agent is not None:
+            command.told = True
+            lengths = {f"{name}_bytes": stream.end for name, stream in command.streams.items()}
+            self._tell({"op": "ended", "id": command.id, **command.result, **lengths})
+
+    # -- their output
+
+    def _watch(self, command: _Command, stream: _Stream) -> None:
+        """Read the pipe while there is room; without room the program waits in its write()."""
+        if stream.fd < 0:
+            return
+        watched = stream.fd in self._selector.get_map()
+        if len(stream.buffer) < BUFFER and not watched:
+            self._selector.register(stream.fd, selectors.EVENT_READ, lambda: self._read(command, stream))
+        elif len(stream.buffer) >= BUFFER and watched:
+            self._selector.unregister(stream.fd)
+
+    def _read(self, command: _Command, stream: _Stream) -> None:
+        while stream.fd >= 0 and len(stream.buffer) < BUFFER:
+            try:
+                data = os.read(stream.fd, PIECE)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self._close(stream)
+                break
+            stream.buffer += data
+            if command.running:
+                break  # the others' turn
+        self._watch(command, stream)
+        self._push(command, stream)
+        self._maybe_tell_end(command)
+
+    def _close(self, stream: _Stream) -> None:
+        if stream.fd >= 0:
+            if stream.fd in self._selector.get_map():
+                self._selector.unregister(stream.fd)
+            os.close(stream.fd)
+            stream.fd = -1
+
+    def _push(self, command: _Command, stream: _Stream) -> None:
+        """Send what the agent has not got: at once after a pause, else in batches."""
+        if self._agent is None or stream.sent == stream.end:
+            self._maybe_tell_end(command)
+            return
+        now = time.monotonic()
+        if command.running and now < stream.next_send and stream.end - stream.sent < PIECE // 2:
+            return  # the timer set with next_send will send it
+        stream.next_send = now + BATCH
+        if command.running:
+            self._after(BATCH + 0.001, lambda: self._push(command, stream))
+        while stream.sent < stream.end:
+            start = stream.sent - stream.base
+            piece = bytes(stream.buffer[start : start + PIECE])
+            self._tell({"op": "output", "id": command.id, "stream": stream.name, "offset": stream.sent}, piece)
+            stream.sent += len(piece)
+        self._maybe_tell_end(command)
+
+
+def _spawn(head: dict[str, Any]) -> _Command:
+    """Start the program, leader of a session of its own, with pipes whose reading ends are ours alone."""
+    pipes: list[int] = []
+    try:
+        stdout, out_end = os.pipe()
+        pipes += (stdout, out_end)
+        stderr, err_end = os.pipe()
+        pipes += (stderr, err_end)
+        with Path(head["stdin"] or os.devnull).open("rb") as stdin:
+            process = subprocess.Popen(
+                head["argv"],
+                cwd=head["cwd"],
+                env={**os.environ, **head["env"]},
+                stdin=stdin,
+                stdout=out_end,
+                stderr=err_end,
+                start_new_session=True,
+            )
+    except BaseException:
+        for fd in pipes:
+            os.close(fd)
+        raise
+    os.close(out_end)
+    os.close(err_end)
+    return _Command(head["id"], process, stdout, stderr)
+
+
+def _why_not_started(head: dict[str, Any], error: OSError | ValueError) -> str:
+    program = head["argv"][0]
+    if isinstance(error, ValueError):
+        return f"{program}: {error}"
+    if head["stdin"] and error.filename == head["stdin"]:
+        return f"standard input {head['stdin']}: {error.strerror}"
+    if not Path(head["cwd"]).is_dir():
+        return f"there is no directory {head['cwd']}"
+    return f"{program}: {error.strerror}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name[len("SIG") :]
+    except ValueError:  # a real-time signal
+        return str(number)
+
+
+def start_keeper(path: Path) -> None:
+    """Fork the keeper off, as a child of init. Call this before threads or heavy imports exist."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    first = os.fork()
+    if first:
+        os.waitpid(first, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        null = os.open(os.devnull, os.O_RDWR)
+        # Whoever reads the agent's own output must not wait for the keeper's end.
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        Keeper(path).run()
+    except BaseException:
+        import traceback
+
+        path.with_suffix(".crash").write_text(traceback.format_exc())
+    finally:
+        os._exit(0)

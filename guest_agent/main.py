@@ -1,0 +1,79 @@
+"""`vmwrapper-guest-agent`: starts the keeper, then the agent."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from pathlib import Path
+
+from . import VERSION
+
+CONFIG = "/run/vmwrapper/config.json"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT. 0: ended as told; 2: settings that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="vmwrapper-guest-agent",
+        description="Does the commands and copies that a host agent sends through a message broker. "
+        "It runs inside a virtual machine, or as an ordinary process for a trial.",
+    )
+    parser.add_argument(
+        "--config", type=Path, default=Path(CONFIG), help=f"the settings that the host agent made (default: {CONFIG})"
+    )
+    parser.add_argument(
+        "--home",
+        type=Path,
+        default=Path.home(),
+        help="the directory that all paths of commands and copies are relative to (default: the user's home)",
+    )
+    parser.add_argument("--debug", action="store_true", help="log more")
+    parser.add_argument("--version", action="version", version=f"vmwrapper-guest-agent {VERSION}")
+    options = parser.parse_args(argv)
+
+    from common.files import GUEST_STATE, KEEPER_SOCKET
+
+    home: Path = options.home.absolute()
+    state = home / GUEST_STATE
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _ensure_keeper(state / KEEPER_SOCKET)  # forked now, while this process is small and has no threads
+    return _run_agent(options.config, home, options.debug)
+
+
+def _ensure_keeper(path: Path) -> None:
+    """Use the keeper that an earlier agent left running, else start one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+            return
+        except OSError:
+            pass
+    from .keeper import start_keeper
+
+    start_keeper(path)
+
+
+def _run_agent(config_path: Path, home: Path, debug: bool) -> int:
+    from twisted.internet import reactor
+
+    from common.config import GuestConfig
+    from common.errors import VMwrapperError
+    from common.logs import start_logging
+
+    from .agent import build_guest_agent
+
+    start_logging("guest-agent", debug=debug)
+    try:
+        config = GuestConfig.load(config_path)
+    except VMwrapperError as error:
+        print(f"vmwrapper-guest-agent: {error.explain()}", file=sys.stderr)
+        return 2
+    agent = build_guest_agent(reactor, config, home)
+    reactor.addSystemEventTrigger("before", "shutdown", agent.stop)
+    reactor.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""The agent's side of the keeper: runs the host's commands and reports what becomes of them.
+
+    ACCEPTED ──started──▶ RUNNING ──ended──▶ ENDED ──CONFIRM──▶ (forgotten)
+        └──refused────────────────────────────┘
+
+A command is in the journal before the keeper hears of it, and its result before the host does.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet.interfaces import IReactorTime, IReactorUNIX
+from twisted.internet.protocol import ClientFactory, connectionDone
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.protocols.basic import Int32StringReceiver
+from twisted.python.failure import Failure
+
+from common.errors import ConfigError
+from common.files import confine
+from common.link import Link
+from common.messages import MAX_PAYLOAD, Output, Result, Run, Signal, Started, Usage
+
+from . import keeper
+from .journal import Journal
+
+USAGE_EVERY = 0.5  # seconds between looks at a command's fraction file and CPU time
+FRACTION_MOST = 4096  # bytes that are read from the end of a fraction file
+
+_NUMBER = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+class State(enum.Enum):
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@attrs.define
+class _Command:
+    run: Run
+    state: State = State.ACCEPTED
+    pid: int = 0
+    result: Result | None = None
+    last_usage: Usage | None = None
+
+
+class Runner:
+    """Runs commands below `home` and tells the host through `link`."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, home: Path, journal: Journal, link: Link) -> None:
+        self._reactor: IReactorTime = reactor
+        self._home = home
+        self._journal = journal
+        self._link = link
+        self._commands: dict[str, _Command] = {}
+        self._keeper: _KeeperConnection | None = None
+        self._usage = LoopingCall(self._look_at_usage)
+        self._usage.clock = reactor
+        for command, result in journal.commands.items():
+            if result is not None:
+                self._adopt_result(command, Result(command, **result))
+
+    # -- the keeper's connection
+
+    def connect(self, reactor: IReactorUNIX, path: Path, ready: Callable[[], None]) -> None:
+        """Connect to the keeper; `ready` is called when it has told what it holds. Retries while it starts."""
+        reactor.connectUNIX(str(path), _KeeperFactory(self, ready, self._reactor))
+
+    def keeper_state(self, connection: _KeeperConnection, commands: list[dict[str, Any]]) -> None:
+        """The keeper's first words: what it holds from before this agent was started."""
+        self._keeper = connection
+        held = {entry["id"]: entry for entry in commands}
+        for command, result in list(self._journal.commands.items()):
+            if result is None and command not in held:
+                self._end(command, Result(command, "lost", reason="the guest or its agent's keeper was restarted"))
+        for command, entry in held.items():
+            if self._journal.commands.get(command, {}) is not None:
+                connection.tell({"op": "forget", "id": command})
+                continue
+            self._commands[command] = _Command(Run(command, ("?",)), State.RUNNING, entry["pid"])
+
+    def keeper_lost(self) -> None:
+        """Without its keeper no command's end can be known any more."""
+        self._keeper = None
+        for command in [c for c in self._commands.values() if c.state is not State.ENDED]:
+            self._end(command.run.command, Result(command.run.command, "lost", reason="the guest's keeper ended"))
+
+    # -- what the host asks for
+
+    def run(self, message: Run) -> None:
+        known = self._commands.get(message.command)
+        if known is not None:
+            self._again(known, message)
+            return
+        command = self._commands[message.command] = _Command(message)
+        self._journal.accepted(message.command)
+        if self._keeper is None:
+            self._end(message.command, Result(message.command, "not_started", reason="the guest's keeper is gone"))
+            return
+        try:
+            cwd = confine(self._home, message.cwd)
+            stdin = str(confine(self._home, message.stdin)) if message.stdin else ""
+            if message.fraction_file:
+                confine(self._home, message.fraction_file)
+        except ConfigError as error:
+            self._end(message.command, Result(message.command, "not_started", reason=str(error)))
+            return
+        self._keeper.tell(
+            {
+                "op": "spawn",
+                "id": command.run.command,
+                "argv": list(message.argv),
+                "env": dict(message.env),
+                "cwd": str(cwd),
+                "stdin": stdin,
+                "deadline": message.deadline_s,
+            }
+        )
+
+    def _again(self, command: _Command, message: Run) -> None:
+        """A RUN that we know: the host has started anew. Tell it all it lacks; run nothing."""
+        command.run = message
+        if command.state is State.ENDED and command.result is not None:
+            have = (message.have_stdout, message.have_stderr)
+            if self._keeper is None or have == (command.result.stdout_bytes, command.result.stderr_bytes):
+                self._link.send(command.result)
+                return
+            command.state = State.RUNNING  # until the keeper has given out the rest once more
+        if command.pid:
+            self._link.send(Started(message.command, command.pid))
+        if self._keeper is not None:
+            self._keeper.tell(
+                {"op": "seek", "id": message.command, "stdout": message.have_stdout, "stderr": message.have_stderr}
+            )
+
+    def signal(self, message: Signal) -> None:
+        if self._keeper is not None:
+            self._keeper.tell({"op": "signal", "id": message.command, "signal": message.signal})
+
+    def confirm(self, command: str) -> None:
+        """The host has the result."""
+        if self._commands.pop(command, None) is not None and self._keeper is not None:
+            self._keeper.tell({"op": "forget", "id": command})
+        self._journal.forgotten(command)
+
+    def ids(self) -> list[str]:
+        return list(self._commands)
+
+    def running(self) -> int:
+        return sum(1 for command in self._commands.values() if command.state is State.RUNNING)
+
+    # -- what the keeper tells
+
+    def kept(self, head: dict[str, Any], payload: bytes) -> None:
+        command = self._commands.get(head["id"])
+        if command is None:
+            return
+        if head["op"] == "output":
+            self._output(command, head["stream"], head["offset"], payload)
+        elif head["op"] == "started":
+            command.state, command.pid = State.RUNNING, head["pid"]
+            self._link.send(Started(command.run.command, command.pid))
+            if not self._usage.running:
+                self._usage.start(USAGE_EVERY, now=False)
+        elif head["op"] == "refused":
+            self._end(head["id"], Result(head["id"], "not_started", reason=head["reason"]))
+        elif head["op"] == "ended":
+            fields = {key: value for key, value in head.items() if key not in ("op", "id")}
+            self._send_usage(command)
+            self._end(head["id"], Result(head["id"], **fields))
+
+    def _output(self, command: _Command, stream: str, offset: int, payload: bytes) -> None:
+        end = offset + len(payload)
+
+        def acknowledged() -> None:
+            if self._keeper is not None:
+                self._keeper.tell({"op": "ack", "id": command.run.command, "stream": stream, "offset": end})
+
+        for start in range(0, len(payload), MAX_PAYLOAD):
+            piece = payload[start : start + MAX_PAYLOAD]
+            last = start + len(piece) == len(payload)
+            self._link.send(Output(command.run.command, stream, offset + start, piece), acknowledged if last else None)
+
+    def _end(self, command: str, result: Result) -> None:
+        self._journal.ended(command, attrs.asdict(result, filter=lambda field, _: field.name != "command"))
+        self._adopt_result(command, result)
+        self._link.send(result)
+
+    def _adopt_result(self, command: str, result: Result) -> None:
+        known = self._commands.setdefault(command, _Command(Run(command, ("?",))))
+        known.state, known.result = State.ENDED, result
+
+    # -- usage and the fraction done
+
+    def _look_at_usage(self) -> None:
+        running = [c for c in self._commands.values() if c.state is State.RUNNING]
+        for command in running:
+            self._send_usage(command)
+        if not running and self._usage.running:
+            self._usage.stop()
+
+    def _send_usage(self, command: _Command) -> None:
+        if self._link.congested:
+            return
+        cpu_s, rss = _process_usage(command.pid)
+        last = command.last_usage
+        usage = Usage(command.run.command, max(cpu_s, last.cpu_s if last else 0.0), rss, self._fraction(command))
+        if last is None or usage.fraction != last.fraction or usage.cpu_s - last.cpu_s >= 0.1:
+            command.last_usage = usage
+            self._link.send(usage)
+
+    def _fraction(self, command: _Command) -> float | None:
+        if not command.run.fraction_file:
+            return None
+        try:
+            with confine(self._home, command.run.fraction_file).open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - FRACTION_MOST))
+                numbers = _NUMBER.findall(file.read(FRACTION_MOST))
+        except (OSError, ConfigError):
+            return None
+        return min(1.0, max(0.0, float(numbers[-1]))) if numbers else None
+
+    def stop(self) -> None:
+        """End every command and the keeper with them."""
+        if self._usage.running:
+            self._usage.stop()
+        if self._keeper is not None:
+            self._keeper.tell({"op": "quit"})
+
+
+def _process_usage(pid: int) -> tuple[float, int]:
+    """CPU seconds (with those of its reaped children) and resident bytes of a process, from /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0.0, 0
+    return sum(int(ticks) for ticks in fields[11:15]) / _CLOCK_TICKS, int(fields[21]) * _PAGE
+
+
+class _KeeperConnection(Int32StringReceiver):
+    MAX_LENGTH = keeper.MAX_FRAME
+
+    def __init__(self, runner: Runner, ready: Callable[[], None]) -> None:
+        self._runner = runner
+        self._ready = ready
+
+    def tell(self, head: dict[str, Any]) -> None:
+        assert self.transport is not None
+        self.transport.write(keeper.pack(head))
+
+    def stringReceived(self, string: bytes) -> None:
+        head, payload = keeper.unpack(string)
+        if head["op"] == "state":
+            self._runner.keeper_state(self, head["commands"])
+            self._ready()
+        else:
+            self._runner.kept(head, payload)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._runner.keeper_lost()
+
+
+class _KeeperFactory(ClientFactory):
+    noisy = False
+    attempts = 100
+
+    def __init__(self, runner: Runner, ready: Callable[[], None], clock: IReactorTime) -> None:
+        self._runner, self._ready, self._clock = runner, ready, clock
+
+    def buildProtocol(self, addr: object) -> _KeeperConnection:
+        return _KeeperConnection(self._runner, self._ready)
+
+    def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
+        # It was forked a moment ago and may not listen yet.
+        self.attempts -= 1
+        if self.attempts:
+            self._clock.callLater(0.05, connector.connect)
+        else:
+            self._runner.keeper_lost()

@@ -1,0 +1,86 @@
+"""`vmwrapper-host-agent`: drives virtual machines and does what its control interface is asked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from . import __version__
+
+HYPERVISORS = ("qemu",)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until told to end. 0: ended as told; 1: could not start."""
+    parser = argparse.ArgumentParser(
+        prog="vmwrapper-host-agent",
+        description="Starts virtual machines and runs commands in them, as its control interface is asked "
+        "(vmctl, the wrapper). Prints where it listens as one line of JSON.",
+    )
+    parser.add_argument("--hypervisor", choices=HYPERVISORS, default="qemu", help="default: %(default)s")
+    parser.add_argument(
+        "--owned", action="store_true", help="end, with all VMs, when standard input ends: its writer is the owner"
+    )
+    parser.add_argument("--debug", action="store_true", help="log more")
+    parser.add_argument("--version", action="version", version=f"vmwrapper-host-agent {__version__}")
+    options = parser.parse_args(argv)
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred
+    from twisted.internet.stdio import StandardIO
+    from twisted.python.failure import Failure
+
+    from common.logs import start_logging
+
+    from .agent import build_host_agent
+    from .control import Endpoint
+    from .hypervisors.qemu import QemuHypervisor
+
+    start_logging("host-agent", debug=options.debug)
+    code = 0
+
+    def stopped() -> None:
+        if reactor.running:
+            reactor.stop()
+
+    agent = build_host_agent(reactor, QemuHypervisor(reactor), stopped)
+
+    def ready(endpoint: Endpoint) -> None:
+        print(json.dumps({**endpoint.to_json(), "ready": True}), flush=True)
+        if options.owned:
+            StandardIO(_owner_protocol(agent.shut_down))
+
+    def failed(failure: Failure) -> None:
+        nonlocal code
+        code = 1
+        print(f"vmwrapper-host-agent: cannot start: {failure.getErrorMessage()}", file=sys.stderr)
+        agent.shut_down()
+
+    def begin() -> None:
+        Deferred.fromCoroutine(agent.start()).addCallbacks(ready, failed)
+
+    reactor.callWhenRunning(begin)
+    reactor.addSystemEventTrigger("before", "shutdown", agent.shut_down)
+    reactor.run()
+    return code
+
+
+def _owner_protocol(owner_gone: Any) -> Any:
+    """Standard input as a life line: nothing is read from it, its end is the owner's."""
+    from twisted.internet.protocol import Protocol, connectionDone
+    from twisted.python.failure import Failure
+
+    class Owner(Protocol):
+        def connectionLost(self, reason: Failure = connectionDone) -> None:
+            owner_gone()
+
+    return Owner()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

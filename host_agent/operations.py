@@ -1,0 +1,214 @@
+"""What a host agent can be asked for: one method for each call of `docs/control.md`.
+
+The wrapper, `vmctl` and every other face of the agent come through here, so whatever one can do, the others can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from common.errors import ConfigError, VMwrapperError
+from common.messages import Copied, Result, Run
+
+from .commands import Command, Commands, Update, new_id
+from .guests import Guests
+from .hypervisors.images import image_for
+from .vms import VirtualMachine, VirtualMachines
+
+PING_DEADLINE = 10.0  # seconds
+
+
+class Refused(VMwrapperError):
+    """A call that cannot be done as it was asked; `code` as in `docs/control.md`."""
+
+    def __init__(self, code: str, sentence: str, hint: str = "") -> None:
+        super().__init__(sentence, hint)
+        self.code = code
+
+
+class Operations:
+    """The calls. Each takes the arguments of the request and a function for updates, and returns what is done."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        vms: VirtualMachines,
+        guests: Guests,
+        commands: Commands,
+        shut_down: Callable[[], Deferred[None]],
+    ) -> None:
+        self._clock = clock
+        self._vms = vms
+        self._guests = guests
+        self._commands = commands
+        self._shut_down = shut_down
+        self._calls: Mapping[str, Callable[[dict[str, Any], Update], Any]] = {
+            "vms": self.vms,
+            "start_vm": self.start_vm,
+            "stop_vm": self.stop_vm,
+            "pause_vm": self.pause_vm,
+            "resume_vm": self.resume_vm,
+            "ping": self.ping,
+            "run": self.run,
+            "attach": self.attach,
+            "signal": self.signal,
+            "put": self.put,
+            "get": self.get,
+            "shutdown": self.shutdown,
+        }
+
+    def handler(self, call: str) -> Callable[[dict[str, Any], Update], Any] | None:
+        return self._calls.get(call)
+
+    # -- machines
+
+    def vms(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        return {"vms": [self._vms.describe(vm) for vm in self._vms]}
+
+    async def start_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        directory = _absolute(args, "directory")
+        image = image_for(_text(args, "vm"), _text(args, "image"))
+        vm = await self._vms.start(
+            _text(args, "vm"),
+            image,
+            directory,
+            memory_mb=_whole(args, "memory_mb"),
+            cpus=_whole(args, "cpus"),
+            deadline=_number(args, "deadline_s"),
+            watch=lambda state, reason: update("state", {"state": state, "reason": reason}),
+        )
+        return self._vms.describe(vm)
+
+    async def stop_vm(self, args: dict[str, Any], update: Update) -> None:
+        await self._vms.stop(self._vm(args))
+
+    async def pause_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        vm = self._vm(args)
+        await self._vms.pause(vm)
+        return self._vms.describe(vm)
+
+    async def resume_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        vm = self._vm(args)
+        await self._vms.resume(vm)
+        return self._vms.describe(vm)
+
+    async def ping(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        vm = self._vm(args)
+        try:
+            seconds = await self._guests.ping(vm.guest).addTimeout(PING_DEADLINE, self._clock)
+        except defer.TimeoutError:
+            raise Refused("agent_silent", f"{vm.name} did not answer within {PING_DEADLINE:.0f} s.") from None
+        return {"round_trip_s": seconds}
+
+    # -- commands
+
+    def run(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
+        command_id = _text(args, "command") or new_id()
+        command = self._commands.get(command_id)
+        if command is None:
+            vm = self._vm(args)
+            if vm.reason:
+                raise Refused("no_vm", vm.reason)
+            run = Run(
+                command=command_id,
+                argv=args.get("argv", ()),
+                env=args.get("env", {}),
+                cwd=_text(args, "cwd"),
+                stdin=_text(args, "stdin"),
+                fraction_file=_text(args, "fraction_file"),
+                deadline_s=_number(args, "deadline_s"),
+            )
+            command = self._commands.run(vm.guest, run, _host_file(args, "stdout"), _host_file(args, "stderr"))
+        return self._watch(command, bool(args.get("stream")), update)
+
+    def attach(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
+        return self._watch(self._command(args), bool(args.get("stream")), update)
+
+    def _watch(self, command: Command, stream: bool, update: Update) -> Deferred[dict[str, Any]]:
+        if command.pid:
+            update("started", {"command": command.id, "pid": command.pid})
+        command.watchers.append(lambda name, data: update(name, data) if stream or name != "output" else None)
+        return command.wait().addCallback(_describe_result)
+
+    def signal(self, args: dict[str, Any], update: Update) -> None:
+        self._commands.signal(self._command(args), _text(args, "signal"))
+
+    def put(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
+        done = self._commands.put(self._vm(args).guest, _absolute(args, "source"), _text(args, "destination"), update)
+        return self._timed(done)
+
+    def get(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
+        done = self._commands.get_files(
+            self._vm(args).guest, _text(args, "source"), _absolute(args, "destination"), update
+        )
+        return self._timed(done)
+
+    def _timed(self, done: Deferred[Copied]) -> Deferred[dict[str, Any]]:
+        began = self._clock.seconds()
+
+        def describe(copied: Copied) -> dict[str, Any]:
+            seconds = self._clock.seconds() - began
+            return {"files": copied.files, "bytes": copied.bytes, "sha256": copied.sha256, "seconds": seconds}
+
+        return done.addCallback(describe)
+
+    def shutdown(self, args: dict[str, Any], update: Update) -> Deferred[None]:
+        return self._shut_down()
+
+    # -- arguments
+
+    def _vm(self, args: dict[str, Any]) -> VirtualMachine:
+        name = _text(args, "vm")
+        vm = self._vms.get(name)
+        if vm is None:
+            raise Refused("no_vm", f"No VM is named {name}.", "vmctl vms lists them")
+        return vm
+
+    def _command(self, args: dict[str, Any]) -> Command:
+        command = self._commands.get(_text(args, "command"))
+        if command is None:
+            raise Refused("no_command", f"No command has the id {_text(args, 'command')}.")
+        return command
+
+
+def _describe_result(result: Result) -> dict[str, Any]:
+    return attrs.asdict(result)
+
+
+def _text(args: dict[str, Any], key: str) -> str:
+    value = args.get(key, "")
+    if not isinstance(value, str):
+        raise ConfigError(f"{key} must be a text")
+    return value
+
+
+def _whole(args: dict[str, Any], key: str) -> int:
+    value = args.get(key) or 0
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ConfigError(f"{key} must be a whole number from 0")
+    return value
+
+
+def _number(args: dict[str, Any], key: str) -> float:
+    value = args.get(key) or 0.0
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"{key} must be a number from 0")
+    return float(value)
+
+
+def _absolute(args: dict[str, Any], key: str) -> Path:
+    path = Path(_text(args, key))
+    if not path.is_absolute():
+        raise ConfigError(f"{key} must be an absolute path of this host, not {str(path)!r}")
+    return path
+
+
+def _host_file(args: dict[str, Any], key: str) -> str:
+    return str(_absolute(args, key)) if args.get(key) else ""

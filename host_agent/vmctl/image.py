@@ -1,0 +1,72 @@
+"""`vmctl image`: build, list and show guest images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from host_agent.hypervisors.images import MANIFEST, find_image, image_store, list_images
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `image` and its subcommands; each sets `func`, which takes the parsed options and returns a status."""
+    parser = subparsers.add_parser("image", help="build, list and show guest images")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    build = actions.add_parser("build", help="build a guest image from a recipe")
+    build.add_argument("--recipe", default="debian-minimal", help="name of a recipe, or path of a .toml file")
+    build.add_argument("--output", type=Path, help="directory of images (default: the image store)")
+    build.add_argument("--name", default="", help="name of the image (default: the recipe's)")
+    build.add_argument("--cache", type=Path, help="directory for layers that later builds use again")
+    build.add_argument("--refresh", action="store_true", help="fetch Debian anew, with its updates of today")
+    build.set_defaults(func=_build)
+
+    listing = actions.add_parser("list", help="images on this host")
+    listing.set_defaults(func=_list)
+
+    show = actions.add_parser("show", help="what an image is made of")
+    show.add_argument("image", help="name of an image, or path of its directory")
+    show.set_defaults(func=_show)
+
+
+def _build(options: argparse.Namespace) -> int:
+    from vm_images.builder import build_image
+    from vm_images.cache import Cache, default_cache
+    from vm_images.recipe import load_recipe
+
+    image = build_image(
+        load_recipe(options.recipe),
+        options.output or image_store(),
+        Cache(options.cache or default_cache()),
+        name=options.name,
+        refresh=options.refresh,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(image.directory)
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    images = list_images()
+    if not images:
+        print(f"no images in {image_store()}; build one with: vmctl image build", file=sys.stderr)
+    for image in images:
+        size = sum(p.stat().st_size for p in (image.disk, image.kernel, image.initrd) if p is not None)
+        print(
+            f"{image.name:24} {image.architecture:8} {image.memory_mb:5} MB RAM "
+            f"{size / 1e6:7.0f} MB  {image.digest[:12]}  {image.directory}"
+        )
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    image = find_image(options.image)
+    manifest: dict[str, Any] = json.loads((image.directory / MANIFEST).read_text("utf-8"))
+    packages = manifest.pop("packages", {})
+    print(json.dumps({"directory": str(image.directory), **manifest}, indent=2))
+    for name, version in packages.items():
+        print(f"{name} {version}")
+    return 0

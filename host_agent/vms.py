@@ -1,0 +1,249 @@
+"""The virtual machines of this host agent: made from an image, started, awaited, ended, removed.
+
+A VM is ready when its agent answers. Whatever goes wrong before has a deadline and a sentence with the console's
+last lines; whatever goes wrong later is told to everybody who waits for something from that VM.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet import defer
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IProtocolFactory, IReactorTime
+from twisted.logger import Logger
+
+from common.broker_link import BrokerAddress, Credentials
+from common.config import GuestConfig
+from common.errors import ConfigError, VMwrapperError
+
+from .commands import Commands
+from .guests import Guest, Guests, Presence
+from .hypervisors.base import Hypervisor, HypervisorError, Machine, MachineSpec, MachineState
+from .hypervisors.images import Image
+
+BROKER_PORT = 61613  # as guests see them, at the hypervisor's gateway
+FILES_PORT = 61614
+START_DEADLINE = 180.0  # seconds from the start to the agent's HELLO
+CONSOLE_LINES = 12
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
+
+StateUpdate = Callable[[str, str], None]  # state, reason
+
+
+class VMFailed(VMwrapperError):
+    """A VM did not start, or ended by itself."""
+
+
+@attrs.define(eq=False)
+class VirtualMachine:
+    """A VM with its guest."""
+
+    name: str
+    image: Image
+    guest: Guest
+    hypervisor: str
+    memory_mb: int
+    cpus: int
+    directory: Path
+    machine: Machine | None = None
+    reason: str = ""
+    ended: list[Callable[[str], None]] = attrs.field(factory=list, repr=False)
+    ending: bool = False
+    watchers: list[StateUpdate] = attrs.field(factory=list, repr=False)
+
+    def describe(self, commands: int) -> dict[str, Any]:
+        """As `docs/control.md` has it."""
+        guest, machine = self.guest, self.machine
+        return {
+            "vm": self.name,
+            "instance": guest.id,
+            "state": machine.state.value if machine is not None else MachineState.DEFINED.value,
+            "agent": guest.presence.value,
+            "hypervisor": self.hypervisor,
+            "image": self.image.name,
+            "memory_mb": self.memory_mb,
+            "cpus": self.cpus,
+            "pid": machine.pid if machine is not None else None,
+            "cpu_s": machine.cpu_seconds() if machine is not None else 0.0,
+            "agent_version": guest.agent_version,
+            "last_seen_s": None if guest.last_seen is None else time.monotonic() - guest.last_seen,
+            "commands": commands,
+            "reason": self.reason,
+        }
+
+
+ServicesFor = Callable[[Guest], dict[int, IProtocolFactory]]
+
+
+class VirtualMachines:
+    """All VMs of this host agent, by the name people use."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        host: str,
+        hypervisor: Hypervisor,
+        guests: Guests,
+        commands: Commands,
+        services_for: ServicesFor,
+    ) -> None:
+        self._clock = clock
+        self._host = host
+        self._hypervisor = hypervisor
+        self._guests = guests
+        self._commands = commands
+        self._services_for = services_for
+        self._vms: dict[str, VirtualMachine] = {}
+
+    def __iter__(self) -> Iterator[VirtualMachine]:
+        return iter(list(self._vms.values()))
+
+    def get(self, name: str) -> VirtualMachine | None:
+        return self._vms.get(name)
+
+    def describe(self, vm: VirtualMachine) -> dict[str, Any]:
+        return vm.describe(self._commands.running_in(vm.guest))
+
+    async def start(
+        self,
+        name: str,
+        image: Image,
+        parent: Path,
+        *,
+        memory_mb: int = 0,
+        cpus: int = 0,
+        deadline: float = 0.0,
+        watch: StateUpdate,
+    ) -> VirtualMachine:
+        """Make a VM from an image and wait for its agent.
+
+        When that fails, nothing of the VM is left and the error says why.
+        """
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} cannot name a VM: 1 to 64 letters, digits, spaces, '.', '_', '-'")
+        if name in self._vms:
+            raise ConfigError(f"there is a VM named {name} already")
+        guest = self._guests.expect(f"g-{secrets.token_hex(8)}", name)
+        directory = parent / f"vm-{name.replace(' ', '_')}-{guest.id[2:10]}"
+        vm = VirtualMachine(
+            name,
+            image,
+            guest,
+            self._hypervisor.name,
+            memory_mb or image.memory_mb,
+            cpus or 1,
+            directory,
+            watchers=[watch],
+        )
+        self._vms[name] = vm
+        try:
+            directory.mkdir(mode=0o700, parents=True)
+            vm.machine = await self._hypervisor.create(self._spec(vm))
+            await vm.machine.start()
+            arrival = vm.guest.wait_present()
+            arrival.addTimeout(deadline or START_DEADLINE, self._clock)
+            await arrival
+        except Exception as error:
+            await self._give_up(vm, error, deadline or START_DEADLINE)
+        watch("ready", f"agent {guest.agent_version} answers")
+        return vm
+
+    def _spec(self, vm: VirtualMachine) -> MachineSpec:
+        gateway = self._hypervisor.guest_gateway
+        config = GuestConfig(
+            guest=vm.guest.id,
+            host=self._host,
+            name=vm.name,
+            brokers=(BrokerAddress(gateway, BROKER_PORT),),
+            credentials=Credentials(vm.guest.id, vm.guest.passcode),
+            files=f"http://{gateway}:{FILES_PORT}",
+        )
+
+        def changed(state: MachineState, reason: str) -> None:
+            self._state_changed(vm, state, reason)
+
+        return MachineSpec(
+            name=vm.name,
+            instance=vm.guest.id,
+            image=vm.image,
+            directory=vm.directory,
+            memory_mb=vm.memory_mb,
+            cpus=vm.cpus,
+            services=self._services_for(vm.guest),
+            guest_config=config.to_json(),
+            on_state=changed,
+        )
+
+    async def _give_up(self, vm: VirtualMachine, error: Exception, deadline: float) -> None:
+        console = vm.machine.console_tail(CONSOLE_LINES) if vm.machine is not None else ""
+        await self.stop(vm, "it did not start")
+        if isinstance(error, defer.TimeoutError):
+            sentence = f"The VM {vm.name} runs, but its agent did not answer within {deadline:.0f} s."
+        elif isinstance(error, VMwrapperError):
+            sentence = vm.reason or str(error)
+        elif isinstance(error, OSError):
+            sentence = f"The VM {vm.name} cannot be made: {error.strerror}: {error.filename}"
+        else:
+            self._log.failure("the VM {name} failed", name=vm.name)
+            sentence = f"The VM {vm.name} failed: {error!r}"
+        hint = f"the console's last lines:\n{_indent(console)}" if console else "vmctl doctor looks for the cause"
+        raise VMFailed(sentence, hint) from None
+
+    def _state_changed(self, vm: VirtualMachine, state: MachineState, reason: str) -> None:
+        self._log.info("{name}: {state} {reason}", name=vm.name, state=state.value, reason=reason)
+        for watcher in vm.watchers:
+            watcher(state.value, reason)
+        if vm.ending or state not in (MachineState.CRASHED, MachineState.STOPPED):
+            return
+        verb = "ended unexpectedly" if state is MachineState.CRASHED else "was powered off by its guest"
+        vm.reason = f"The VM {vm.name} {verb}" + (f": {reason}" if reason else "")
+        console = vm.machine.console_tail(CONSOLE_LINES) if vm.machine is not None else ""
+        if console:
+            self._log.info("{name}: the console's last lines:\n{text}", name=vm.name, text=_indent(console))
+        self._guests.forget(vm.guest, vm.reason)
+        self._commands.guest_gone(vm.guest, vm.reason)
+
+    async def stop(self, vm: VirtualMachine, reason: str = "it was stopped") -> None:
+        """End a VM and remove everything of it."""
+        vm.ending = True
+        if vm.guest.presence is not Presence.GONE:
+            sentence = f"The VM {vm.name} is gone: {reason}"
+            self._guests.forget(vm.guest, sentence)
+            self._commands.guest_gone(vm.guest, sentence)
+        try:
+            if vm.machine is not None:
+                await vm.machine.destroy()
+        except HypervisorError as error:
+            self._log.error("{name}: {error}", name=vm.name, error=error)
+        finally:
+            shutil.rmtree(vm.directory, ignore_errors=True)
+            self._vms.pop(vm.name, None)
+
+    async def pause(self, vm: VirtualMachine) -> None:
+        await self._machine(vm).pause()
+
+    async def resume(self, vm: VirtualMachine) -> None:
+        await self._machine(vm).resume()
+
+    def _machine(self, vm: VirtualMachine) -> Machine:
+        if vm.machine is None:
+            raise VMFailed(f"The VM {vm.name} is not started yet.")
+        return vm.machine
+
+    async def stop_all(self) -> None:
+        await gatherResults([Deferred.fromCoroutine(self.stop(vm, "the host agent ends")) for vm in self])
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

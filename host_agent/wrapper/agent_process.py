@@ -1,0 +1,257 @@
+"""The host agent of a job: started as our child, or found among the job's own VMmanage tasks.
+
+Either way a task asks for `client()` whenever it looks, and learns in one sentence when the agent is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+
+from common.errors import VMwrapperError
+from common.files import HOST_AGENT_LOG
+
+from ..control_client import ControlClient, ControlError, Endpoint, parse_endpoint, read_endpoint
+from .events import Events
+from .host_task import HostTask
+from .job import Task
+from .log import tail
+from .resolve import split_command_line
+from .tasks import TaskError
+
+READY_DEADLINE_S = 60.0
+SHUTDOWN_DEADLINE_S = 20.0  # VMs end at once; the client gives us 60 s for everything
+TERMINATE_DEADLINE_S = 5.0
+_MAX_FIRST_LINE = 65536
+
+
+class AgentLink(Protocol):
+    """A host agent that a task may use."""
+
+    def start(self) -> None:
+        """Begin; `client()` says when it is there."""
+
+    def client(self) -> ControlClient | None:
+        """The connection, or None while the agent is starting. Raises TaskError when there is none any more."""
+
+    def stop(self) -> None:
+        """End it with its VMs; has a deadline, never raises."""
+
+
+def agent_argv() -> list[str]:
+    """How to start our own host agent."""
+    # -P: the slot is the current directory, and its files must not pass for modules of ours.
+    return [sys.executable, "-P", "-m", "host_agent.main", "--owned"]
+
+
+def agent_environment() -> dict[str, str] | None:
+    """Environment for it: ours, and where our packages are when they run from a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "pyproject.toml").is_file():
+        return None
+    paths = [str(root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+class _Connection:
+    """A client in the loop's selector."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self.client: ControlClient | None = None
+
+    def open(self, endpoint: Endpoint) -> None:
+        try:
+            self.client = client = ControlClient.connect(endpoint)
+        except ControlError as error:
+            raise TaskError(f"the host agent cannot be used: {error}", error.hint) from None
+        self._events.watch(client, self._readable)
+
+    def _readable(self) -> None:
+        assert self.client is not None  # noqa: S101
+        self.client.receive()
+        if self.client.closed:
+            self._events.unwatch(self.client)
+
+    def shut_down(self) -> None:
+        """Ask the agent to end everything; whatever comes of it."""
+        if self.client is None:
+            return
+        if not self.client.closed:
+            self._events.unwatch(self.client)
+            with contextlib.suppress(VMwrapperError):
+                self.client.call("shutdown", deadline_s=SHUTDOWN_DEADLINE_S)
+        self.client.close()
+        self.client = None
+
+
+class OwnedAgent:
+    """Our child: its standard input is its life line, its first line of output says where it listens."""
+
+    def __init__(
+        self, slot: Path, events: Events, say: Callable[[str], None], argv: Sequence[str] | None = None
+    ) -> None:
+        self._slot = slot
+        self._events = events
+        self._say = say
+        self._argv = list(argv or agent_argv())
+        self._log = slot / HOST_AGENT_LOG
+        self._log_start = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end_watch: Callable[[], None] = lambda: None
+        self._line = bytearray()
+        self._reading = False
+        self._connection = _Connection(events)
+        self._until = 0.0
+
+    def start(self) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        log = os.open(self._log, flags, 0o600)
+        try:
+            self._log_start = os.fstat(log).st_size
+            self._process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=self._slot,
+                env=agent_environment(),
+                start_new_session=True,  # a Ctrl-C of the terminal is for us; we then tell the agent
+                bufsize=0,
+            )
+        except OSError as error:
+            raise TaskError(f"the host agent cannot be started: {error}") from None
+        finally:
+            os.close(log)
+        self._say(f"host agent started, process {self._process.pid}, log in {HOST_AGENT_LOG}")
+        self._until = time.monotonic() + READY_DEADLINE_S
+        self._events.watch(self._process.stdout, self._read_line)
+        self._reading = True
+        self._end_watch = self._events.watch_child(self._process.pid)
+
+    def client(self) -> ControlClient | None:
+        process = self._process
+        if process is None:
+            raise TaskError("the host agent was not started")
+        client = self._connection.client
+        if client is not None and not client.closed:
+            if process.poll() is not None:
+                raise self._gone()
+            return client
+        if client is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2.0)  # its end and the end of its connection do not come at the same instant
+            raise self._gone()
+        if process.poll() is not None:
+            raise self._gone()
+        if not self._reading and b"\n" in self._line:
+            self._connection.open(self._endpoint())
+            return self._connection.client
+        if time.monotonic() > self._until:
+            raise TaskError(f"the host agent was not ready in {READY_DEADLINE_S:g} s{self._tail()}")
+        return None
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._connection.shut_down()
+        self._stop_reading(process)
+        assert process.stdin is not None  # noqa: S101
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        for end, deadline_s in (
+            (None, SHUTDOWN_DEADLINE_S),
+            (process.terminate, TERMINATE_DEADLINE_S),
+            (process.kill, TERMINATE_DEADLINE_S),
+        ):
+            if end is not None:
+                self._say("the host agent does not end by itself; ending it")
+                end()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(deadline_s)
+                break
+        self._end_watch()
+        if process.stdout is not None:
+            process.stdout.close()
+
+    def _read_line(self) -> None:
+        process = self._process
+        assert process is not None and process.stdout is not None  # noqa: S101, PT018
+        data = process.stdout.read(4096)
+        self._line += data or b""
+        if not data or b"\n" in self._line or len(self._line) > _MAX_FIRST_LINE:
+            # It has nothing more to say there; the pipe stays open, so that a later line does not break it.
+            self._stop_reading(process)
+
+    def _stop_reading(self, process: subprocess.Popen[bytes]) -> None:
+        if self._reading:
+            self._reading = False
+            self._events.unwatch(process.stdout)
+
+    def _endpoint(self) -> Endpoint:
+        try:
+            return parse_endpoint(bytes(self._line).split(b"\n", 1)[0])
+        except VMwrapperError as error:
+            raise TaskError(f"the host agent said something else than where it listens: {error}") from None
+
+    def _gone(self) -> TaskError:
+        status = self._process.poll() if self._process else None
+        how = "closed its connection" if status is None else f"ended (exit status {status})"
+        return TaskError(f"the host agent {how}{self._tail()}")
+
+    def _tail(self) -> str:
+        lines = tail(self._log, self._log_start)
+        return f"; the end of {HOST_AGENT_LOG}:\n{lines}" if lines else f"; {HOST_AGENT_LOG} is empty"
+
+
+def gives_host_agent(task: Task) -> bool:
+    """Whether a VMmanage task is a host agent of ours: its program, or a word of its command line, says so."""
+    words = [task.application, *split_command_line(task.command_line)]
+    names = {word.replace("\\", "/").rpartition("/")[2] for word in words}
+    return bool(names & {"vmwrapper-host-agent", "vmwrapper-host-agent.exe", "host_agent.main"})
+
+
+@attrs.define(eq=False)
+class ManagedAgent:
+    """A host agent that one of the job's VMmanage tasks started: found by its endpoint file and its process."""
+
+    directory: Callable[[], Path]  # where endpoint files are
+    managers: Sequence[HostTask]
+    events: Events
+    _until: float = 0.0
+    _connection: Any = None
+
+    def start(self) -> None:
+        self._until = time.monotonic() + READY_DEADLINE_S
+        self._connection = _Connection(self.events)
+
+    def client(self) -> ControlClient | None:
+        client: ControlClient | None = self._connection.client
+        if client is not None:
+            if client.closed:
+                raise TaskError("the host agent of the job's VMmanage task is gone", "its own log says why")
+            return client
+        for path in sorted(self.directory().glob("*.json")):
+            try:
+                endpoint = read_endpoint(path)
+            except VMwrapperError:
+                continue
+            if any(manager.contains(endpoint.pid) for manager in self.managers):
+                self._connection.open(endpoint)
+                return self.client()
+        if time.monotonic() > self._until:
+            raise TaskError(f"the job's VMmanage task started no host agent in {READY_DEADLINE_S:g} s")
+        return None
+
+    def stop(self) -> None:
+        if self._connection is not None:
+            self._connection.shut_down()

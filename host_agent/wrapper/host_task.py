@@ -1,0 +1,242 @@
+"""A task on the host: its names resolved, its files opened, its program started, watched and ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+
+from .job import Task, TaskKind
+from .log import STDERR_FILE, tail
+from .resolve import Macros, application_path, command_words, environment, resolve_path
+from .tasks import TaskEnd, TaskError, TaskState, read_fraction
+
+CPU_INTERVAL_S = 10.0  # looking through all processes is not free
+
+
+@attrs.frozen
+class ExitStatus:
+    """How a process ended."""
+
+    exit_code: int
+    signal: str = ""
+
+
+@attrs.frozen
+class ProcessSpec:
+    """What it takes to start one program."""
+
+    program: str  # absolute
+    argv: Sequence[str]
+    directory: Path
+    environment: Mapping[str, str] | None  # None: ours
+    stdin: Path | None  # None: nothing to read
+    stdout: Path  # both are appended to
+    stderr: Path
+    priority: int = 0  # BOINC's 1 (lowest) to 5; 0: as ours
+
+    @contextmanager
+    def open_files(self) -> Iterator[tuple[int, int, int]]:
+        """Descriptors for the child, closed again afterwards. Raises OSError."""
+        with ExitStack() as stack:
+            descriptors = []
+            append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            for name, flags in ((self.stdin or os.devnull, os.O_RDONLY), (self.stdout, append), (self.stderr, append)):
+                descriptors.append(os.open(name, flags, 0o644))
+                stack.callback(os.close, descriptors[-1])
+            yield descriptors[0], descriptors[1], descriptors[2]
+
+
+class Process(Protocol):
+    """A started program; one class for each kind of operating system."""
+
+    pid: int
+
+    def poll(self) -> ExitStatus | None: ...
+
+    def suspend(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def contains(self, pid: int) -> bool: ...
+
+    def cpu_seconds(self) -> float: ...
+
+
+def start_process(spec: ProcessSpec, keep_group: bool = False) -> Process:
+    """Start a program with this system's way of doing it. Raises OSError."""
+    if os.name != "posix":
+        raise TaskError("tasks on the host do not run on this operating system yet", "run it in a VM")
+    from .host_task_posix import PosixProcess
+
+    return PosixProcess(spec, keep_group)
+
+
+@attrs.frozen
+class Watch:
+    """What a host task needs from the loop: to be woken at its end, and a note of what runs."""
+
+    child: Callable[[int], Callable[[], None]]  # watch a process; returns the end of the watch
+    started: Callable[[int], None]
+    ended: Callable[[int], None]
+
+
+@attrs.define(eq=False)
+class HostTask:
+    """A `RunningTask` on the host. `service`: it runs beside the tasks, and may leave processes behind."""
+
+    task: Task
+    slot: Path
+    macros: Macros
+    watch: Watch
+    extra_words: tuple[str, ...] = ()
+    client_priority: int = 0
+    service: bool = False
+    state: TaskState = TaskState.READY
+    _process: Process | None = None
+    _suspended: bool = False
+    _timed_out: bool = False
+    _cpu_s: float = 0.0
+    _cpu_measured: float = 0.0
+    _stderr_start: int = 0
+    _end_watch: Callable[[], None] | None = None
+
+    def check(self) -> None:
+        """Whether everything that it needs is there. Raises TaskError; starts nothing."""
+        check_files(self.task, self.slot, self.macros)
+
+    def run(self) -> None:
+        spec = self._spec()
+        if self.task.fraction_done_filename:
+            (self.slot / self.task.fraction_done_filename).unlink(missing_ok=True)
+        if self.task.stderr_filename and spec.stderr.exists():
+            self._stderr_start = spec.stderr.stat().st_size
+        try:
+            self._process = start_process(spec, keep_group=self.service)
+        except OSError as error:
+            raise TaskError(f"{self.task.title} could not be started: {_os_reason(error, spec)}") from None
+        self.state = TaskState.RUNNING
+        self._cpu_measured = time.monotonic()
+        self.watch.started(self._process.pid)
+        self._end_watch = self.watch.child(self._process.pid)
+
+    def poll(self) -> TaskEnd | None:
+        if self._process is None:
+            return None
+        status = self._process.poll()
+        if status is None:
+            return None
+        self._ended()
+        return TaskEnd(status.exit_code, status.signal, timed_out=self._timed_out)
+
+    def stop(self) -> None:
+        if self.state is TaskState.RUNNING and self._process and not self._suspended:
+            self._suspended = True
+            self._process.suspend()
+
+    def resume(self) -> None:
+        if self.state is TaskState.RUNNING and self._process and self._suspended:
+            self._suspended = False
+            self._process.resume()
+
+    def expire(self) -> None:
+        self._timed_out = True
+        self.kill()
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._ended()
+            self.watch.ended(self._process.pid)
+
+    def terminate(self) -> None:
+        """Ask it to end by itself; `kill()` must follow."""
+        if self._process and self.state is TaskState.RUNNING:
+            self.resume()
+            self._process.terminate()
+
+    def contains(self, pid: int) -> bool:
+        """Whether a process belongs to this task."""
+        return self._process is not None and self._process.contains(pid)
+
+    def cpu_seconds(self) -> float:
+        now = time.monotonic()
+        if self._process and (self.state is TaskState.DONE or now - self._cpu_measured >= CPU_INTERVAL_S):
+            self._cpu_measured = now
+            self._cpu_s = self._process.cpu_seconds()
+        return self._cpu_s
+
+    def fraction(self) -> float:
+        if self.state is TaskState.DONE:
+            return 1.0
+        name = self.task.fraction_done_filename
+        return read_fraction(self.slot / name) if name else 0.0
+
+    def error_tail(self) -> str:
+        name = self.task.stderr_filename
+        return tail(resolve_path(self.slot, name), self._stderr_start) if name else ""
+
+    def _ended(self) -> None:
+        if self.state is not TaskState.DONE:
+            self.state = TaskState.DONE
+            if self._end_watch:
+                self._end_watch()
+        if self._process and not self.service:
+            self.watch.ended(self._process.pid)
+
+    def _spec(self) -> ProcessSpec:
+        task, slot = self.task, self.slot
+        self.check()
+        program = application_path(task, slot, self.macros)
+        assert program is not None  # noqa: S101 - check() saw to it
+        own = slot / STDERR_FILE
+        directory = slot / self.macros.expand(task.exec_dir) if task.exec_dir else slot
+        return ProcessSpec(
+            program=str(program),
+            argv=[str(program), *command_words(task, slot, self.macros, self.extra_words)],
+            directory=directory,
+            environment=environment(task, self.macros) if task.setenv else None,
+            stdin=resolve_path(slot, task.stdin_filename) if task.stdin_filename else None,
+            stdout=resolve_path(slot, task.stdout_filename) if task.stdout_filename else own,
+            stderr=resolve_path(slot, task.stderr_filename) if task.stderr_filename else own,
+            priority=self._priority(),
+        )
+
+    def _priority(self) -> int:
+        if self.task.kind is not TaskKind.TASK:
+            return self.task.priority
+        return self.client_priority or self.task.priority or 1  # BOINC's default is the lowest
+
+
+def check_files(task: Task, slot: Path, macros: Macros) -> None:
+    """The files of a host task that must be there when it starts. Raises TaskError."""
+    program = application_path(task, slot, macros)
+    if program is None:
+        where = "in the slot" if "/" in task.application else "in the slot or on PATH"
+        raise TaskError(f"{task.title}: there is no program {task.application!r} {where}", f"the slot is {slot}")
+    if not os.access(program, os.X_OK):
+        raise TaskError(
+            f"{task.title}: {task.application!r} is not executable",
+            f"chmod +x {program}   (a script also needs a first line such as #!/usr/bin/env python3)",
+        )
+    name = task.stdin_filename
+    if name and not resolve_path(slot, name).is_file():
+        raise TaskError(f"{task.title}: there is no <stdin_filename> {name!r} in the slot", f"the slot is {slot}")
+    if task.exec_dir and not (slot / macros.expand(task.exec_dir)).is_dir():
+        raise TaskError(f"{task.title}: <exec_dir> {task.exec_dir!r} is not a directory", f"the slot is {slot}")
+
+
+def _os_reason(error: OSError, spec: ProcessSpec) -> str:
+    if error.errno == 8:  # ENOEXEC: neither a program nor a script with #!
+        return f"{spec.program} is not a program of this computer, and has no #! line"
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}"

@@ -1,0 +1,66 @@
+"""What runs beside the tasks: BOINC's daemons, the job's VMmanage tasks, and the host agent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from .agent_process import AgentLink
+from .events import Events
+from .host_task import HostTask
+from .tasks import TaskError
+
+GRACE_S = 10.0  # for a VMmanage task to end its virtual machines
+
+
+@attrs.define(eq=False)
+class Services:
+    """Started before the tasks, watched while they run, ended after them whatever happened."""
+
+    daemons: Sequence[HostTask]
+    managers: Sequence[HostTask]  # empty when no task uses a VM
+    agent: AgentLink | None
+    events: Events
+    say: Callable[[str], None]
+    _started: list[HostTask] = attrs.field(factory=list)
+    _noted: set[int] = attrs.field(factory=set)
+
+    def start(self) -> None:
+        """Start all of them. Raises TaskError; `stop()` then ends those that did start."""
+        for service in (*self.daemons, *self.managers):
+            service.run()
+            self._started.append(service)
+            self.say(f"started {service.task.title}")
+        if self.agent is not None:
+            self.agent.start()
+
+    def check(self) -> None:
+        """Raises TaskError when a VMmanage task failed. A daemon's end is noted, as BOINC's wrapper ignores it."""
+        for service in self._started:
+            end = service.poll()
+            if end is None or id(service) in self._noted:
+                continue
+            self._noted.add(id(service))
+            if end.ok or service in self.daemons:
+                self.say(f"{service.task.title} {end.sentence}")
+            else:
+                lines = service.error_tail()
+                raise TaskError(
+                    f"{service.task.title} {end.sentence}, but the tasks need it{':' if lines else ''}\n{lines}".rstrip()
+                )
+
+    def stop(self) -> None:
+        """End everything: the agent (it ends its VMs), then VMmanage tasks politely, then what is left."""
+        if self.agent is not None:
+            self.agent.stop()
+        managers = [service for service in self._started if service in self.managers]
+        for service in managers:
+            service.terminate()
+        until = time.monotonic() + GRACE_S
+        while any(service.poll() is None for service in managers) and time.monotonic() < until:
+            self.events.wait(0.2)
+        for service in reversed(self._started):
+            service.kill()
+        self._started.clear()

@@ -1,0 +1,156 @@
+"""Builds a guest image: Debian, the agent's libraries, kernel and initrd, disk; each step kept for the next build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from common.errors import ConfigError
+from host_agent.hypervisors.images import MANIFEST, Image, load_image
+
+from .cache import Cache, digest_of
+from .debian import PACKAGES, debian_layer
+from .kernel import INITRD, KERNEL, boot_layer
+from .recipe import Recipe
+from .rootfs import DISK, SOURCES, agent_key, make_disk
+from .tools import Progress, explain_os_error, remove_tree
+from .wheels import wheels_layer
+
+_T = TypeVar("_T")
+
+
+def build_image(
+    recipe: Recipe,
+    output: Path,
+    cache: Cache,
+    *,
+    name: str = "",
+    sources: Path = SOURCES,
+    refresh: bool = False,
+    progress: Progress = lambda line: None,
+) -> Image:
+    """Build `output/NAME` and return it. It appears there whole or not at all.
+
+    `sources` holds the packages `common` and `guest_agent` that go into the guest; `refresh` fetches
+    Debian anew instead of taking what the cache has. Raises BuildError and ConfigError.
+    """
+    name = name or recipe.name
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"{name!r} cannot name an image: it must be a plain file name")
+    step = _Steps(progress)
+    debian_key, debian = step("Debian", lambda: debian_layer(cache, recipe, refresh=refresh))
+    wheels_key, wheels = step("agent's libraries", lambda: wheels_layer(cache, recipe))
+    boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian_key, debian))
+    ours = agent_key(sources)
+    digest = digest_of(
+        ["image", repr(recipe), _content_of(debian), wheels_key, boot_key, ours]
+        + [(Path(__file__).parent / file).read_bytes() for file in ("builder.py", "rootfs.py")]
+    )
+
+    def make(place: Path) -> None:
+        make_disk(place, recipe, debian, wheels, sources)
+        for part in (KERNEL, INITRD):
+            _share(boot / part, place / part)
+        _describe(place, recipe, name=recipe.name, digest=digest, debian=debian, agent=ours)
+
+    layer = step("disk", lambda: cache.layer("images", digest, make))
+    return step("done", lambda: _publish(layer, output, name, digest))
+
+
+def _content_of(debian: Path) -> str:
+    # The same key can hold other versions after a refresh: the list of packages tells them apart.
+    return (debian / PACKAGES).read_text("utf-8")
+
+
+@attrs.define
+class _Steps:
+    """Says what is being done, and how long it took."""
+
+    progress: Progress
+    start: float = attrs.field(factory=time.monotonic)
+
+    def __call__(self, what: str, do: Callable[[], _T]) -> _T:
+        before = time.monotonic()
+        result = do()
+        now = time.monotonic()
+        self.progress(f"{now - self.start:6.1f} s  {what} ({now - before:.1f} s)")
+        return result
+
+
+def _describe(
+    place: Path, recipe: Recipe, *, name: str, digest: str, debian: Path, agent: str
+) -> None:
+    files = {}
+    for part in (DISK, KERNEL, INITRD):
+        path = place / part
+        with path.open("rb") as file:
+            files[part] = {
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    manifest = {
+        "name": name,
+        "digest": digest,
+        "architecture": recipe.architecture,
+        "disk": DISK,
+        "kernel": KERNEL,
+        "initrd": INITRD,
+        "cmdline": recipe.cmdline,
+        "memory_mb": recipe.memory_mb,
+        "release": recipe.release,
+        "agent": agent,
+        "files": files,
+        "packages": dict(line.split(" ", 1) for line in (debian / PACKAGES).read_text("utf-8").splitlines()),
+    }
+    (place / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    for part in (DISK, KERNEL, INITRD):
+        (place / part).chmod(0o444)
+
+
+def _publish(layer: Path, output: Path, name: str, digest: str) -> Image:
+    place = output / name
+    try:
+        if _digest_at(place) == digest:
+            return load_image(place)
+        output.mkdir(parents=True, exist_ok=True)
+        work = output / f".{name}.{os.getpid()}.new"
+        old = output / f".{name}.{os.getpid()}.old"
+        try:
+            work.mkdir()
+            for part in (DISK, KERNEL, INITRD):
+                _share(layer / part, work / part)
+            manifest: dict[str, Any] = json.loads((layer / MANIFEST).read_text("utf-8"))
+            (work / MANIFEST).write_text(json.dumps({**manifest, "name": name}, indent=2) + "\n", "utf-8")
+            if place.exists():
+                place.rename(old)
+            work.rename(place)
+        finally:
+            remove_tree(work)
+            remove_tree(old)
+    except OSError as error:
+        raise explain_os_error(f"writing the image to {place}", error) from None
+    return load_image(place)
+
+
+def _digest_at(place: Path) -> str:
+    try:
+        return load_image(place).digest
+    except ConfigError:
+        return ""
+
+
+def _share(source: Path, target: Path) -> None:
+    """A second name for a read-only file, or a copy of it where that cannot be."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+        target.chmod(0o444)

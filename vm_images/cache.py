@@ -1,0 +1,91 @@
+"""Layers kept by content: `CACHE/KIND/KEY/`, made once and never changed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from common.errors import ConfigError
+
+from .tools import explain_os_error, remove_tree
+
+
+def default_cache() -> Path:
+    """`VMWRAPPER_CACHE`, or this platform's place for files that can be made again."""
+    if chosen := os.environ.get("VMWRAPPER_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "vmwrapper" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "vmwrapper"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmwrapper"
+
+
+def digest_of(parts: Iterable[bytes | str]) -> str:
+    """Hex SHA-256 of a list of parts, each with its length, so that no two lists look alike."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(b"%d:" % len(data) + data)
+    return total.hexdigest()
+
+
+@attrs.frozen
+class Cache:
+    """A directory of layers. Two builders at once wait for each other rather than do the work twice."""
+
+    root: Path
+    keep: int = 3  # layers of each kind that stay, the last used ones
+
+    def layer(self, kind: str, key: str, make: Callable[[Path], None], *, refresh: bool = False) -> Path:
+        """The directory of layer `key`; `make` fills it when it is not there yet."""
+        place = self.root / kind / key[:40]
+        with self._locked(kind):
+            if refresh:
+                remove_tree(place)
+            if place.is_dir():
+                os.utime(place)
+                return place
+            work = place.with_name(f".making-{key[:40]}")
+            try:
+                remove_tree(work)
+                work.mkdir(parents=True)
+                make(work)
+                work.rename(place)
+            except OSError as error:
+                raise explain_os_error(f"making the image's {kind}", error) from None
+            finally:
+                remove_tree(work)
+            self._prune(place)
+        return place
+
+    @contextmanager
+    def _locked(self, kind: str) -> Iterator[None]:
+        try:
+            (self.root / kind).mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.root / kind / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"the cache directory {self.root} cannot be used ({error.strerror})",
+                "choose another one with --cache or VMWRAPPER_CACHE",
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _prune(self, newest: Path) -> None:
+        layers = [p for p in newest.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        layers.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+        for old in layers[self.keep :]:
+            if old != newest:
+                remove_tree(old)
+

@@ -1,0 +1,108 @@
+"""The disk: Debian and the guest agent as an ext4 file system in a qcow2 file, made without mounting anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .cache import digest_of
+from .debian import ROOT_TAR
+from .recipe import Recipe
+from .tools import SOURCE_DATE_EPOCH, as_root, remove_after, run
+
+DISK = "disk.qcow2"
+AGENT = "usr/lib/vmwrapper-guest-agent"
+GUEST = Path(__file__).parent / "guest"
+SOURCES = Path(__file__).parent.parent  # where the packages `common` and `guest_agent` are
+_PACKAGES = ("common", "guest_agent")
+# Any fixed value: two images are never used as disks of one machine.
+_UUID = "b1a2f0c4-6a1e-4d0e-9a3d-2f6f766d7772"
+
+
+def agent_files(sources: Path = SOURCES) -> Iterator[tuple[str, Path]]:
+    """Name in the agent's directory and file, of everything of ours that goes into the guest, sorted."""
+    yield "start.py", GUEST / "start.py"
+    for package in _PACKAGES:
+        for path in sorted((sources / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+                yield path.relative_to(sources).as_posix(), path
+
+
+def agent_key(sources: Path = SOURCES) -> str:
+    """Digest of our own sources that go into the guest."""
+    parts: list[bytes | str] = [(GUEST / "init").read_bytes()]
+    for name, path in agent_files(sources):
+        parts += [name, path.read_bytes()]
+    return digest_of(parts)
+
+
+def make_disk(place: Path, recipe: Recipe, debian: Path, wheels: Path, sources: Path = SOURCES) -> Path:
+    """Write `disk.qcow2` into `place`."""
+    agent = place / "agent"
+    raw = place / "disk.raw"
+    with remove_after(place / "root") as root, remove_after(agent):
+        # The guest installs no packages, and where this host gets its own is nobody's business.
+        unpack = ["tar", "-x", "-p", "--exclude=./etc/apt", "--exclude=./var/lib/apt", "-C", root]
+        run([*as_root(), *unpack, "-f", debian / ROOT_TAR], "unpacking Debian")
+        _collect(agent, wheels, sources)
+        _install(root, agent, recipe)
+        _file_system(raw, root, recipe)
+    try:
+        run(
+            ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "lazy_refcounts=on", raw, place / DISK],
+            "writing the disk image",
+        )
+    finally:
+        raw.unlink()
+    return place / DISK
+
+
+def _collect(agent: Path, wheels: Path, sources: Path) -> None:
+    shutil.copytree(wheels, agent, dirs_exist_ok=True)
+    for name, path in agent_files(sources):
+        target = agent / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    for directory, _, files in os.walk(agent):
+        Path(directory).chmod(0o755)
+        for name in files:
+            Path(directory, name).chmod(0o644)
+
+
+def _install(root: Path, agent: Path, recipe: Recipe) -> None:
+    what = "installing the guest agent"
+    enter = as_root()
+    run([*enter, "install", "-D", "-m", "0755", GUEST / "init", root / "usr/lib/vmwrapper/init"], what)
+    run([*enter, "cp", "-r", "--no-preserve=ownership", agent, root / AGENT], what)
+    # The guest's own Python, so that the byte code is the one that it will look for.
+    run(
+        [
+            *enter,
+            "chroot",
+            root,
+            f"/usr/bin/python{recipe.python}",
+            *("-I", "-S", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", f"/{AGENT}"),
+        ],
+        "compiling the guest agent",
+    )
+    new = [root / AGENT, root / "usr/lib/vmwrapper"]
+    run([*enter, "find", *new, "-exec", "touch", "-h", "-d", f"@{SOURCE_DATE_EPOCH}", "{}", "+"], what)
+
+
+def _file_system(raw: Path, root: Path, recipe: Recipe) -> None:
+    with raw.open("wb") as file:
+        file.truncate(recipe.disk_gb << 30)
+    options = ["lazy_itable_init=1", "assume_storage_prezeroed=1", "root_owner=0:0", f"hash_seed={_UUID}"]
+    run(
+        [
+            *as_root(),
+            "mke2fs",
+            *("-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-L", "vmwrapper"),
+            *("-U", _UUID, "-E", ",".join(options), "-J", "size=16"),
+            *("-d", root, raw),
+        ],
+        "making the file system",
+        env={"E2FSPROGS_FAKE_TIME": str(SOURCE_DATE_EPOCH)},
+    )

@@ -1,0 +1,88 @@
+"""The guest agent's libraries: the pinned wheels of the guest's lock file, without what no agent uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from .cache import Cache, digest_of
+from .recipe import Recipe
+from .tools import BuildError, find_tool, remove_tree, run
+
+_HERE = Path(__file__).parent
+_LOCKS = (_HERE / "guest.lock", _HERE.parent / "lock" / "guest.txt")
+# Parts of Twisted that neither the agent nor the parts that it uses import.
+_UNUSED_TWISTED = ("conch", "words", "mail", "names", "trial", "newsfragments", "pair", "_threads/test")
+_UNUSED_SUFFIXES = (".c", ".h", ".pyi", ".rst", ".exe")
+
+
+def lock_file() -> Path:
+    """The pinned and hashed list: beside this module when installed, in `lock/` in a checkout."""
+    for path in _LOCKS:
+        if path.is_file():
+            return path
+    raise BuildError(f"the guest agent's lock file is missing: neither {_LOCKS[0]} nor {_LOCKS[1]} is there")
+
+
+def wheels_layer(cache: Cache, recipe: Recipe) -> tuple[str, Path]:
+    """Key and directory of the libraries, ready to be put on the guest's module path."""
+    lock = lock_file()
+    key = digest_of(["wheels", recipe.python, lock.read_bytes(), Path(__file__).read_bytes()])
+
+    def make(place: Path) -> None:
+        _install(place, lock, recipe)
+        _trim(place)
+
+    return key, cache.layer("wheels", key, make)
+
+
+def _install(place: Path, lock: Path, recipe: Recipe) -> None:
+    pip = [sys.executable, "-m", "pip"]
+    try:
+        run([*pip, "--version"], "looking for pip")
+    except BuildError:
+        # Debian's own pip, when this program lives in an environment that has none.
+        find_tool("pip3")
+        pip = ["pip3"]
+    run(
+        [
+            *pip,
+            "install",
+            "--quiet",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--no-compile",
+            "--no-deps",
+            "--require-hashes",
+            "--only-binary=:all:",
+            f"--platform=manylinux2014_{recipe.architecture}",
+            f"--python-version={recipe.python}",
+            "--implementation=cp",
+            f"--abi=cp{recipe.python.replace('.', '')}",
+            "--abi=abi3",
+            "--abi=none",
+            f"--target={place}",
+            f"--requirement={lock}",
+        ],
+        "fetching the guest agent's libraries",
+        env=_pip_settings(),
+    )
+
+
+def _pip_settings() -> dict[str, str]:
+    """The caller's own pip settings say where packages come from here: they must reach pip."""
+    return {key: value for key, value in os.environ.items() if key.startswith(("PIP_", "SSL_", "REQUESTS_"))}
+
+
+def _trim(place: Path) -> None:
+    for name in _UNUSED_TWISTED:
+        remove_tree(place / "twisted" / name)
+    remove_tree(place / "bin")
+    for path in sorted(place.rglob("*"), reverse=True):
+        if path.is_dir():
+            if path.name in ("test", "tests", "__pycache__"):
+                shutil.rmtree(path)
+        elif path.suffix in _UNUSED_SUFFIXES or path.name in ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json"):
+            path.unlink()
