@@ -108,7 +108,7 @@ def _exchange(requester: socket.socket, responder: socket.socket, request: bytes
     """Requests answered per second, acknowledging what asks to be acknowledged."""
     chosen = selectors.DefaultSelector()
     for end in (requester, responder):
-        chosen.register(end, selectors.EVENT_READ)
+        chosen.register(end, selectors.EVENT_READ, end)
     rests = {requester: b"", responder: b""}
     started = time.perf_counter()
     deadline = time.monotonic() + _SECONDS
@@ -118,8 +118,7 @@ def _exchange(requester: socket.socket, responder: socket.socket, request: bytes
         if time.monotonic() > deadline:
             raise TimeoutError(f"{answered} of {count} requests were answered in {_SECONDS:g} seconds")
         for key, _ in chosen.select(5):
-            end = key.fileobj
-            assert isinstance(end, socket.socket)
+            end: socket.socket = key.data
             whole, _, rests[end] = (rests[end] + end.recv(262144)).rpartition(b"\0")
             if not whole:
                 continue

@@ -1,0 +1,49 @@
+# `make help` lists the targets. Everything is made below .venv/ and build/.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build
+
+# What runs VMs, and what builds their images.
+PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap e2fsprogs lz4 cpio uidmap
+
+export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
+
+.PHONY: help example test lint bench image setup clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 28
+
+setup: $(VENV)/ready ## install what is needed: packages, the Python environment
+
+$(VENV)/ready: lock/dev.txt pyproject.toml tools/install-packages Makefile
+	@tools/install-packages $(PACKAGES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "making the Python environment $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement lock/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+image: $(VENV)/ready ## build the default guest image (quick when nothing has changed)
+	@$(BIN)/vmctl image build --output $(BUILD)/images
+
+example: image ## run the worker example in a virtual machine
+	@$(BIN)/python tools/run_example.py --slot $(BUILD)/example-slot
+
+test: image ## run all tests, with real virtual machines
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/ready ## ruff and mypy --strict
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: image ## measure everything that benchmarks/ can
+	@$(BIN)/python -m benchmarks all
+
+clean: ## remove what was built (not the Python environment)
+	rm -rf $(BUILD)
