@@ -107,6 +107,7 @@ def _relayed_requests(requester: socket.socket, responder: socket.socket) -> flo
 def _exchange(requester: socket.socket, responder: socket.socket, request: bytes, reply: bytes, count: int) -> float:
     """Requests answered per second, acknowledging what asks to be acknowledged."""
     chosen = selectors.DefaultSelector()
+    end: socket.socket
     for end in (requester, responder):
         chosen.register(end, selectors.EVENT_READ, end)
     rests = {requester: b"", responder: b""}
@@ -118,7 +119,7 @@ def _exchange(requester: socket.socket, responder: socket.socket, request: bytes
         if time.monotonic() > deadline:
             raise TimeoutError(f"{answered} of {count} requests were answered in {_SECONDS:g} seconds")
         for key, _ in chosen.select(5):
-            end: socket.socket = key.data
+            end = key.data
             whole, _, rests[end] = (rests[end] + end.recv(262144)).rpartition(b"\0")
             if not whole:
                 continue

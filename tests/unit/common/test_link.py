@@ -1,0 +1,149 @@
+"""The link: whatever is lost, repeated or reordered, numbered messages arrive in order and once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+
+from common import messages
+from common.link import WINDOW_MESSAGES, Link
+from common.messages import Confirm, Message, Output, Ping
+
+
+class Wire:
+    """Two links and everything that is on its way between them."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.to_host: list[bytes] = []
+        self.to_guest: list[bytes] = []
+        self.host_got: list[Message] = []
+        self.guest_got: list[Message] = []
+        self.host = Link(self.clock, "hhhh", self.to_guest.append, self.host_got.append)
+        self.guest = Link(self.clock, "gggg", self.to_host.append, self.guest_got.append)
+
+    def open(self) -> None:
+        self.host.open(self.guest.session)
+        self.guest.open(self.host.session)
+
+    def carry(self, lose: Callable[[], bool] = lambda: False) -> None:
+        """Deliver what is on its way, until nothing is."""
+        while self.to_host or self.to_guest:
+            for bodies, link in ((self.to_host, self.host), (self.to_guest, self.guest)):
+                waiting, bodies[:] = list(bodies), []
+                for body in waiting:
+                    if not lose():
+                        link.received(messages.decode(body))
+
+
+def confirms(count: int) -> list[Confirm]:
+    return [Confirm(f"c-{number}") for number in range(count)]
+
+
+def test_messages_arrive_in_order_and_are_acknowledged() -> None:
+    wire = Wire()
+    wire.open()
+    acknowledged: list[int] = []
+    for number, message in enumerate(confirms(200)):
+        wire.host.send(message, lambda number=number: acknowledged.append(number))  # type: ignore[misc]
+    assert wire.host.congested  # more than the window
+    for _ in range(100):
+        wire.carry()
+        wire.clock.advance(0.05)
+    assert wire.guest_got == confirms(200)
+    assert acknowledged == list(range(200))
+    assert wire.host.unacknowledged == 0
+
+
+def test_at_most_a_window_is_on_its_way() -> None:
+    wire = Wire()
+    wire.open()
+    for message in confirms(500):
+        wire.host.send(message)
+    assert len(wire.to_guest) == WINDOW_MESSAGES
+
+
+def test_what_is_sent_before_the_peer_is_known_waits() -> None:
+    wire = Wire()
+    wire.host.send(Confirm("c-0"))
+    assert not wire.to_guest
+    wire.open()
+    wire.carry()
+    assert wire.guest_got == [Confirm("c-0")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0, 0.6))
+def test_losses_and_repeats_change_nothing(seed: int, loss: float) -> None:
+    chance = random.Random(seed)
+    wire = Wire()
+    wire.open()
+    sent = confirms(120)
+    for message in sent:
+        wire.host.send(message)
+        wire.guest.send(message)
+    for _ in range(3000):
+        wire.to_guest += [body for body in wire.to_guest if chance.random() < 0.2]
+        chance.shuffle(wire.to_host)
+        wire.carry(lambda: chance.random() < loss)
+        wire.clock.advance(1.0)
+        if len(wire.guest_got) == len(wire.host_got) == len(sent):
+            break
+    assert wire.guest_got == sent
+    assert wire.host_got == sent
+
+
+def test_a_reconnection_sends_again_at_once() -> None:
+    wire = Wire()
+    wire.open()
+    wire.host.send(Confirm("c-0"))
+    wire.to_guest.clear()  # lost with the connection
+    wire.open()
+    wire.carry()
+    assert wire.guest_got == [Confirm("c-0")]
+
+
+def test_a_new_session_of_the_peer_starts_the_numbering_anew() -> None:
+    wire = Wire()
+    wire.open()
+    wire.host.send(Confirm("c-old"))
+    wire.carry()
+    old, wire.to_guest[:] = list(wire.to_guest), []
+    wire.guest = Link(wire.clock, "gggg2", wire.to_host.append, wire.guest_got.append)
+    assert wire.host.open("gggg2")
+    wire.guest.open(wire.host.session)
+    wire.host.send(Confirm("c-new"))
+    wire.to_guest[:0] = old  # an echo of the old session
+    wire.carry()
+    assert wire.guest_got == [Confirm("c-old"), Confirm("c-new")]
+
+
+def test_unnumbered_messages_come_as_they_come() -> None:
+    wire = Wire()
+    wire.open()
+    wire.host.send(Ping("n"))
+    wire.carry()
+    assert wire.guest_got == [Ping("n")]
+
+
+def test_a_fast_stream_is_acknowledged_without_waiting_for_the_timer() -> None:
+    wire = Wire()
+    wire.open()
+    for number in range(4):
+        wire.guest.send(Output("c", "stdout", number * 65536, b"x" * 65536))
+    wire.carry()
+    assert wire.guest.unacknowledged <= 2  # time has not moved
+
+
+def test_a_closed_link_leaves_no_timer() -> None:
+    wire = Wire()
+    wire.open()
+    wire.host.send(Confirm("c-0"))
+    wire.carry()
+    wire.host.close()
+    wire.guest.close()
+    assert not wire.clock.getDelayedCalls()

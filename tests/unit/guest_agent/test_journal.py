@@ -1,0 +1,51 @@
+"""The journal: what was written is there after any end of the process, and half a line harms nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guest_agent import journal
+from guest_agent.journal import Journal
+
+
+def test_what_was_noted_is_there_after_a_restart(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "j")
+    first.accepted("c-1")
+    first.accepted("c-2")
+    first.ended("c-2", {"outcome": "exited", "exit_code": 3})
+    first.accepted("c-3")
+    first.ended("c-3", {"outcome": "exited", "exit_code": 0})
+    first.forgotten("c-3")
+    assert Journal(tmp_path / "j").commands == {"c-1": None, "c-2": {"outcome": "exited", "exit_code": 3}}
+
+
+@given(cut=st.integers(0, 200))
+def test_a_power_cut_in_a_line_loses_that_line_alone(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    path = tmp_path_factory.mktemp("journal") / "j"
+    first = Journal(path)
+    first.accepted("c-1")
+    size = path.stat().st_size
+    first.ended("c-1", {"outcome": "exited"})
+    first.close()
+    with path.open("r+b") as file:
+        file.truncate(min(path.stat().st_size, size + cut))
+    again = Journal(path)
+    assert "c-1" in again.commands
+    again.accepted("c-2")
+    assert "c-2" in Journal(path).commands
+
+
+def test_forgotten_commands_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "COMPACT_AFTER", 50)
+    kept = Journal(tmp_path / "j")
+    kept.accepted("c-kept")
+    for number in range(300):
+        kept.accepted(f"c-{number}")
+        kept.ended(f"c-{number}", {"outcome": "exited"})
+        kept.forgotten(f"c-{number}")
+    assert (tmp_path / "j").stat().st_size < 20_000
+    assert Journal(tmp_path / "j").commands == {"c-kept": None}
