@@ -76,7 +76,7 @@ class _Connection:
         self._events.watch(client, self._readable)
 
     def _readable(self) -> None:
-        assert self.client is not None  # noqa: S101
+        assert self.client is not None
         self.client.receive()
         if self.client.closed:
             self._events.unwatch(self.client)
@@ -165,7 +165,7 @@ class OwnedAgent:
             return
         self._connection.shut_down()
         self._stop_reading(process)
-        assert process.stdin is not None  # noqa: S101
+        assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.close()
         for end, deadline_s in (
@@ -185,7 +185,7 @@ class OwnedAgent:
 
     def _read_line(self) -> None:
         process = self._process
-        assert process is not None and process.stdout is not None  # noqa: S101, PT018
+        assert process is not None and process.stdout is not None
         data = process.stdout.read(4096)
         self._line += data or b""
         if not data or b"\n" in self._line or len(self._line) > _MAX_FIRST_LINE:

@@ -304,7 +304,9 @@ def check_files(task: Task, slot: Path) -> None:
     """The files of a guest task that must be in the slot when it starts. Raises TaskError."""
     for name, _there in guest_inputs(task):
         if not resolve_path(slot, name).exists():
-            raise TaskError(f"{task.title}: there is no {name!r} in the slot to copy into the VM", f"the slot is {slot}")
+            raise TaskError(
+                f"{task.title}: there is no {name!r} in the slot to copy into the VM", f"the slot is {slot}"
+            )
 
 
 _DOING = {

@@ -197,7 +197,7 @@ class HostTask:
         task, slot = self.task, self.slot
         self.check()
         program = application_path(task, slot, self.macros)
-        assert program is not None  # noqa: S101 - check() saw to it
+        assert program is not None
         own = slot / STDERR_FILE
         directory = slot / self.macros.expand(task.exec_dir) if task.exec_dir else slot
         return ProcessSpec(

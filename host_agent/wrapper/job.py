@@ -14,8 +14,6 @@ import attrs
 from common.errors import ConfigError
 
 
-
-
 class JobError(ConfigError):
     """A job.xml that cannot be run as it is: one sentence with the file, the line and the tag."""
 

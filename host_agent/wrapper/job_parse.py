@@ -202,7 +202,7 @@ class _Parser:
             text = str(self.value(child, Type.TEXT if is_pattern else Type.FILE))
             found[str(child.tag)].append(text)
         if not found["zipfilename"]:
-            raise self.error(element, f"<{element.tag}> needs a <zipfilename>", tag="zipfilename")
+            raise self.error(element, f"<{_name(element)}> needs a <zipfilename>", tag="zipfilename")
         return found
 
     def zip_output(self, element: etree._Element) -> ZipOutput:
@@ -221,15 +221,15 @@ class _Parser:
     def children(self, element: etree._Element, known: tuple[str, ...]) -> Iterator[etree._Element]:
         """The known child tags; anything else is a warning, or an error under strict."""
         if element.attrib:
-            self.warn(element, f"<{element.tag}> has attributes, which mean nothing here")
+            self.warn(element, f"<{_name(element)}> has attributes, which mean nothing here")
         if _loose_text(element):
-            self.warn(element, f"<{element.tag}> has text outside of its tags")
+            self.warn(element, f"<{_name(element)}> has text outside of its tags")
         for child in element:
             if child.tag in known:
                 yield child
             else:
                 name = _name(child)
-                self.warn(child, f"<{name}> is not a tag of <{element.tag}>", suggestion(name, known))
+                self.warn(child, f"<{name}> is not a tag of <{_name(element)}>", suggestion(name, known))
 
     def once(self, child: etree._Element, seen: dict[str, int]) -> None:
         name, line = str(child.tag), _line(child)
@@ -246,14 +246,14 @@ class _Parser:
                 raise WrongValueError("must not be empty")
             return convert(type_, text)
         except WrongValueError as error:
-            raise self.error(child, f"<{child.tag}> {error}") from None
+            raise self.error(child, f"<{_name(child)}> {error}") from None
 
     def text(self, child: etree._Element) -> str:
         if child.attrib:
-            self.warn(child, f"<{child.tag}> has attributes, which mean nothing here")
+            self.warn(child, f"<{_name(child)}> has attributes, which mean nothing here")
             child.attrib.clear()  # one warning is enough
         if len(child):
-            raise self.error(child, f"<{child.tag}> must be plain text, but has <{_name(child[0])}> inside")
+            raise self.error(child, f"<{_name(child)}> must be plain text, but has <{_name(child[0])}> inside")
         return (child.text or "").strip()
 
     def error(self, element: etree._Element, text: str, hint: str = "", tag: str = "") -> JobError:

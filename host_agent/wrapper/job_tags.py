@@ -81,7 +81,7 @@ class WrongValueError(ValueError):
 
 
 def convert(type_: Type, text: str) -> object:
-    """The value of a tag's stripped text, or WrongValueError. Empty text is the caller's business, except for booleans."""
+    """The value of a tag's stripped text, or WrongValueError. Only booleans may be empty here."""
     if type_ in (Type.BOOL, Type.SEED_BOOL):
         if not text:
             return type_ is Type.BOOL

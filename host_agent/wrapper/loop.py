@@ -127,7 +127,8 @@ class TaskLoop:
             if running.state is not TaskState.DONE:
                 running.kill()
         cpu = running.cpu_seconds()
-        self.log.say(f"{task.title} {end.sentence}; CPU {cpu:.2f} s, run time {clock.tick() - start:.2f} s")
+        if end.ok:
+            self.log.say(f"{task.title} {end.sentence}; CPU {cpu:.2f} s, run time {clock.tick() - start:.2f} s")
         return end, cpu
 
     def follow_client(self, running: RunningTask) -> None:
@@ -165,5 +166,3 @@ class _Changed:
         except OSError:
             return None
         return info.st_mtime_ns, info.st_ino
-
-

@@ -172,7 +172,7 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     def make_task(task: Task) -> HostTask | GuestTask:
         if not task.in_vm:
             return host_task(task)
-        assert agent is not None  # noqa: S101 - a job with such a task has one
+        assert agent is not None
         return GuestTask(task, slot, macros, agent, log.say, options.words)
 
     checkpoint = read_checkpoint(slot) or Checkpoint()

@@ -15,8 +15,6 @@ import attrs
 from common.errors import ConfigError
 from common.files import JOB_FILE
 
-
-
 HELP = """\
 usage: vmwrapper [options]          run the job.xml of the current directory (the slot)
 

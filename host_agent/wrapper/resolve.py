@@ -26,11 +26,11 @@ class Macros:
     project_dir: str = "."
     nthreads: int = 1
     device: int = -1  # below 0: `$GPU_DEVICE_NUM` stays as it is
-    pwd: str = "."
+    slot: str = "."
 
     def table(self) -> Mapping[str, str]:
         """Macro to text, in the order in which they are replaced."""
-        table = {"$PROJECT_DIR": self.project_dir, "$NTHREADS": str(self.nthreads), "$PWD": self.pwd}
+        table = {"$PROJECT_DIR": self.project_dir, "$NTHREADS": str(self.nthreads), "$PWD": self.slot}
         if self.device >= 0:
             table["$GPU_DEVICE_NUM"] = str(self.device)
         return table
@@ -44,7 +44,7 @@ class Macros:
 
 def in_guest(macros: Macros) -> Macros:
     """The same macros inside a VM: the host's directories are not there, the agent's home is."""
-    return attrs.evolve(macros, project_dir=".", pwd=".")
+    return attrs.evolve(macros, project_dir=".", slot=".")
 
 
 def soft_link_target(path: Path) -> str | None:

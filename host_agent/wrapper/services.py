@@ -47,9 +47,8 @@ class Services:
                 self.say(f"{service.task.title} {end.sentence}")
             else:
                 lines = service.error_tail()
-                raise TaskError(
-                    f"{service.task.title} {end.sentence}, but the tasks need it{':' if lines else ''}\n{lines}".rstrip()
-                )
+                more = f":\n{lines}" if lines else ""
+                raise TaskError(f"{service.task.title} {end.sentence}, but the tasks need it{more}")
 
     def stop(self) -> None:
         """End everything: the agent (it ends its VMs), then VMmanage tasks politely, then what is left."""

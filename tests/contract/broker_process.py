@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-_PROGRAM = """
+PROGRAM = """
 import argparse, sys
 from host_agent.vmctl import broker
 parser = argparse.ArgumentParser()
@@ -35,7 +35,7 @@ def running_broker(folder: Path, *options: str) -> Iterator[RunningBroker]:
     login, passcode = "tester", "a passcode"
     passcode_file = folder / "passcode"
     passcode_file.write_text(passcode)
-    command = [sys.executable, "-c", _PROGRAM, "broker", "--listen", "127.0.0.1:0", "--login", login]
+    command = [sys.executable, "-c", PROGRAM, "broker", "--listen", "127.0.0.1:0", "--login", login]
     command += ["--passcode-file", str(passcode_file), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

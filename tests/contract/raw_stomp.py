@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 import attrs
@@ -27,6 +27,7 @@ class RawStomp:
         self._socket = socket.create_connection((host, port), timeout=seconds)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
+        self._kept: list[RawFrame] = []
 
     def __enter__(self) -> RawStomp:
         return self
@@ -61,11 +62,17 @@ class RawStomp:
     def receive(self, seconds: float | None = None) -> RawFrame:
         """The next frame; heart-beats before it are skipped."""
         deadline = time.monotonic() + (self._seconds if seconds is None else seconds)
+        if self._kept:
+            return self._kept.pop(0)
         while True:
             frame = self._take_frame()
             if frame is not None:
                 return frame
             self._buffer += self._receive_some(deadline)
+
+    def put_back(self, frames: Iterable[RawFrame]) -> None:
+        """Let `receive()` give these frames again, before any others."""
+        self._kept[:0] = frames
 
     def receive_bytes(self, seconds: float | None = None) -> bytes:
         """What arrives next, as it is; empty when the broker has closed."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 
 from host_agent.broker.connection import BrokerConnection
 from host_agent.broker.embedded import EmbeddedBroker
@@ -31,7 +35,7 @@ class MemoryTransport(StringTransport):
 
     def abortConnection(self) -> None:
         self.aborted = True
-        self.loseConnection()
+        self.disconnecting = True
 
     @property
     def reading(self) -> bool:
@@ -41,9 +45,13 @@ class MemoryTransport(StringTransport):
 class Client:
     """One connected client."""
 
-    def __init__(self, clock: Clock, connection: BrokerConnection) -> None:
+    # Any, because Twisted's in-memory transport has no type hints.
+    transport: Any
+
+    def __init__(self, clock: Clock, connection: Any) -> None:
         self.connection = connection
-        self.transport = MemoryTransport()
+        make_transport: Any = MemoryTransport
+        self.transport = make_transport()
         self._clock = clock
         self._parser = FrameParser(FrameLimits(body_bytes=2**30))
         connection.makeConnection(self.transport)
@@ -95,9 +103,6 @@ class Client:
 
     def drop(self) -> None:
         """The connection breaks."""
-        from twisted.internet.error import ConnectionLost
-        from twisted.python.failure import Failure
-
         self.connection.connectionLost(Failure(ConnectionLost()))
         settle(self._clock)
 
@@ -120,7 +125,7 @@ class Harness:
         )
 
     def connect(self, only: str | None = None) -> Client:
-        connection = self.broker.factory_for(only).buildProtocol(None)
+        connection = self.broker.factory_for(only).buildProtocol(IPv4Address("TCP", "127.0.0.1", 0))
         assert isinstance(connection, BrokerConnection)
         return Client(self.clock, connection)
 

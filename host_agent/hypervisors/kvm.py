@@ -1,0 +1,94 @@
+"""Does KVM work here? Only a boot tells: `/dev/kvm` also opens where nested virtualisation then fails."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+DEVICE = Path("/dev/kvm")
+DEADLINE = 3.0  # seconds; where KVM works the probe ends within a tenth of one
+_EXIT_STATUS = 33  # (0x10 << 1) | 1, as QEMU's isa-debug-exit device makes it
+
+
+def _probe_kernel() -> bytes:
+    """A multiboot kernel of a few instructions: out 0xf4, 0x10 ends QEMU with a status that nothing else gives."""
+    magic, flags, load = 0x1BADB002, 0x00010003, 0x100000
+    header = struct.pack("<8I", magic, flags, -(magic + flags) & 0xFFFFFFFF, load, load, 0, 0, load + 32)
+    code = b"\x66\xba\xf4\x00\xb0\x10\xee\xf4\xeb\xfd"  # mov dx,0xf4; mov al,0x10; out dx,al; hlt; jmp to hlt
+    return (header + code).ljust(512, b"\0")
+
+
+class KvmProbe:
+    """Asks once and remembers. `why_not()` fires with "" where KVM works, else with the reason."""
+
+    def __init__(self, reactor: Any, qemu: str) -> None:
+        self._reactor = reactor
+        self._qemu = qemu
+        self._answer: str | None = None
+
+    def why_not(self) -> Deferred[str]:
+        if self._answer is None:
+            if not DEVICE.exists():
+                self._answer = f"this host has no {DEVICE}"
+            else:
+                try:
+                    DEVICE.open("r+b").close()
+                except OSError as error:
+                    self._answer = f"{DEVICE}: {error.strerror}"
+        if self._answer is not None:
+            return succeed(self._answer)
+        return self._boot().addCallback(self._remember)
+
+    def _remember(self, answer: str) -> str:
+        self._answer = answer
+        return answer
+
+    def _boot(self) -> Deferred[str]:
+        directory = tempfile.TemporaryDirectory(prefix="vmwrapper-kvm-")
+        kernel = Path(directory.name) / "probe"
+        kernel.write_bytes(_probe_kernel())
+        argv = [self._qemu, "-accel", "kvm", "-cpu", "host", "-M", "q35", "-m", "16", "-nodefaults", "-no-user-config"]
+        argv += ["-display", "none", "-no-reboot", "-kernel", str(kernel)]
+        argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]
+        probe = _Probe(self._reactor)
+        self._reactor.spawnProcess(probe, argv[0], argv, env=None)
+
+        def clean(answer: str) -> str:
+            directory.cleanup()
+            return answer
+
+        return probe.ended.addCallback(clean)
+
+
+class _Probe(ProcessProtocol):
+    def __init__(self, reactor: Any) -> None:
+        self.ended: Deferred[str] = Deferred()
+        self._late = reactor.callLater(DEADLINE, self._kill)
+        self._errors = b""
+
+    def errReceived(self, data: bytes) -> None:
+        self._errors = (self._errors + data)[-2000:]
+
+    def _kill(self) -> None:
+        self._errors = f"a probe did not boot within {DEADLINE:.0f} s".encode()
+        if self.transport is not None:
+            try:
+                self.transport.signalProcess("KILL")
+            except ProcessExitedAlready:
+                pass
+
+    def processEnded(self, reason: Failure) -> None:
+        if self._late.active():
+            self._late.cancel()
+        if getattr(reason.value, "exitCode", None) == _EXIT_STATUS:
+            self.ended.callback("")
+            return
+        lines = self._errors.decode("utf-8", "replace").strip().splitlines()
+        self.ended.callback(lines[0] if lines else "a probe did not boot")

@@ -1,0 +1,97 @@
+"""The ledger: what a host agent makes on this host for a VM, written down before it exists.
+
+One directory for each VM, `<runtime>/vms/<instance>/`, holds the VM's sockets and `entry.json`: who owns it, which
+process carries it, and which other directory belongs to it. An agent removes its entries itself; `sweep` removes
+those whose owner is provably dead, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from common.files import runtime_dir, write_private
+
+ENTRY = "entry.json"
+
+
+def ledger_dir() -> Path:
+    path = runtime_dir() / "vms"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+class LedgerEntry:
+    """What one VM has on this host. Made before everything that it names."""
+
+    def __init__(self, instance: str, directory: Path) -> None:
+        self.path = ledger_dir() / instance
+        self._value: dict[str, Any] = {"owner": _identity(os.getpid()), "directory": str(directory), "process": None}
+        self.path.mkdir(mode=0o700)
+        self._write()
+
+    def has_process(self, pid: int) -> None:
+        """The VM is carried by this process."""
+        self._value["process"] = _identity(pid)
+        self._write()
+
+    def _write(self) -> None:
+        write_private(self.path / ENTRY, json.dumps(self._value).encode("utf-8"))
+
+    def close(self) -> None:
+        """All that it names is gone."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def sweep() -> list[str]:
+    """Remove what dead host agents left behind; returns a sentence for each thing removed."""
+    removed = []
+    for place in sorted(ledger_dir().iterdir()):
+        try:
+            value = json.loads((place / ENTRY).read_bytes())
+            owner, process, directory = value["owner"], value["process"], Path(value["directory"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being made at this moment, or not ours: leave it
+        if _alive(owner):
+            continue
+        if process is not None and _alive(process):
+            _kill(process[0])
+            removed.append(f"ended process {process[0]} of the VM {place.name}")
+        if directory.is_dir() and directory.name.startswith("vm-"):
+            shutil.rmtree(directory, ignore_errors=True)
+            removed.append(f"removed {directory}")
+        shutil.rmtree(place, ignore_errors=True)
+        removed.append(f"removed {place}")
+    return removed
+
+
+def _identity(pid: int) -> list[Any]:
+    """A process as (pid, start time): a pid alone may be somebody else's by now."""
+    try:
+        return [pid, psutil.Process(pid).create_time()]
+    except psutil.Error:
+        return [pid, 0.0]
+
+
+def _alive(identity: list[Any]) -> bool:
+    try:
+        process = psutil.Process(identity[0])
+        return abs(process.create_time() - identity[1]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True  # cannot be told: leave it
+
+
+def _kill(pid: int) -> None:
+    try:
+        process = psutil.Process(pid)
+        process.kill()
+        process.wait(5)
+    except psutil.Error:
+        pass

@@ -1,0 +1,72 @@
+"""The embedded broker keeps the contract, as a process of its own; and `vmctl broker` starts it."""
+
+from __future__ import annotations
+
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.broker_contract import BrokerAddress, BrokerContract, logged_in
+from tests.contract.broker_process import PROGRAM, running_broker
+
+BODY_BYTES = 2 * 2**20
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerAddress]:
+    folder = tmp_path_factory.mktemp("broker")
+    with running_broker(folder, "--max-body-bytes", str(BODY_BYTES)) as running:
+        yield BrokerAddress(running.host, running.port, running.login, running.passcode, BODY_BYTES)
+
+
+class TestEmbeddedBroker(BrokerContract):
+    """Every test of the contract."""
+
+    @pytest.fixture
+    def broker(self, embedded: BrokerAddress) -> BrokerAddress:
+        return embedded
+
+
+def start(*options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, "broker", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_without_a_login_the_passcode_is_in_a_private_file_while_it_runs() -> None:
+    with start("--listen", "127.0.0.1:0") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+), login (\w+), passcode in (\S+)\n", line)
+        assert found, line
+        path = Path(found[3])
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        passcode = path.read_text().strip()
+        assert passcode not in line
+        logged_in(BrokerAddress("127.0.0.1", int(found[1]), found[2], passcode, BODY_BYTES)).close()
+        process.terminate()
+        assert process.wait(10) == 0
+        assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--listen", "0.0.0.0:0"], "needs a login"),
+        (["--listen", "nowhere"], "not HOST:PORT"),
+        (["--login", "anna"], "go together"),
+        (["--login", "anna", "--passcode-file", "/nonexistent/file"], "cannot be read"),
+        (["--max-connections", "0"], "connections"),
+        (["--listen", "192.0.2.1:0", "--login", "anna", "--passcode-file", __file__], "cannot listen"),
+    ],
+)
+def test_what_cannot_be_started_says_why(options: list[str], words: str) -> None:
+    with start(*options) as process:
+        output, errors = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert words in errors
+    assert output == ""
