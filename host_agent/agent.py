@@ -22,6 +22,7 @@ from .control import ControlServer, Endpoint
 from .files_service import FilesService
 from .guests import Guest, Guests
 from .hypervisors.base import Hypervisor
+from .ledger import sweep
 from .operations import Operations
 from .vms import BROKER_PORT, FILES_PORT, VirtualMachines
 
@@ -97,6 +98,8 @@ class HostAgent:
 
     async def start(self) -> Endpoint:
         """Open the broker, connect to it, listen for clients; says where."""
+        for sentence in sweep():
+            self._log.info("left by an agent that died: {sentence}", sentence=sentence)
         self._port = await self._broker.listen(LOOPBACK, 0)
         assert self._port is not None
         address: Any = self._port.getHost()

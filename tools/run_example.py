@@ -10,6 +10,7 @@ import argparse
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -54,6 +55,7 @@ def run(slot: Path) -> tuple[int, float]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     start = time.monotonic()
     process = subprocess.Popen([sys.executable, "-P", "-m", "host_agent.wrapper.main"], cwd=slot, env=environment)
+    signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
     while True:
         try:
             status = process.wait()

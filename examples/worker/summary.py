@@ -3,12 +3,13 @@
 
 import hashlib
 import sys
+from pathlib import Path
 
 
 def main():
     for name in sys.argv[1:]:
         digest, lines, size = hashlib.sha256(), 0, 0
-        with open(name, "rb") as file:
+        with Path(name).open("rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
                 lines += block.count(b"\n")

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """The worker of BOINC's examples: file `in` to `out` and stdin to stdout in upper case, and N seconds of CPU time."""
 
-import os
 import sys
 import time
+from pathlib import Path
 
 
 def report(fraction):
     """Say how much is done; the file is replaced at once, so that nobody reads half a number."""
-    with open("fraction_done.new", "w") as file:
-        file.write(f"{fraction:.3f}\n")
-    os.replace("fraction_done.new", "fraction_done")
+    new = Path("fraction_done.new")
+    new.write_text(f"{fraction:.3f}\n")
+    new.replace("fraction_done")
 
 
 def burn(seconds):
@@ -32,11 +32,12 @@ def burn(seconds):
 
 def main():
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
-    print(f"worker: starting in {os.getcwd()}, Python {sys.version.split()[0]}", file=sys.stderr, flush=True)
-    with open("in", "rb") as source, open("out.new", "wb") as target:
+    print(f"worker: starting in {Path.cwd()}, Python {sys.version.split()[0]}", file=sys.stderr, flush=True)
+    new = Path("out.new")
+    with Path("in").open("rb") as source, new.open("wb") as target:
         for block in iter(lambda: source.read(1 << 20), b""):
             target.write(block.upper())
-    os.replace("out.new", "out")
+    new.replace("out")
     for block in iter(lambda: sys.stdin.buffer.read(1 << 16), b""):
         sys.stdout.buffer.write(block.upper())
     sys.stdout.buffer.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import (
@@ -135,6 +136,7 @@ class BrokerConnection(Protocol):
         parser = self._parser
         limits = self._limits
         spent = 0
+        end = perf_counter() + limits.turn_seconds
         for _ in range(limits.frames_per_turn):
             if self._state in _ENDED:
                 self._in_turns = False
@@ -149,20 +151,19 @@ class BrokerConnection(Protocol):
                 self._fail(str(error))
                 continue
             if frame is None:
-                break
+                # What is left is the beginning of a frame, so only reading can help.
+                self._in_turns = False
+                self._set_reading(True)
+                return False
             self._handle(frame)
             spent += len(frame.body)
-            if spent > limits.bytes_per_turn:
+            if spent > limits.bytes_per_turn or perf_counter() > end:
                 break
-        if parser.has_unread:
-            self._set_reading(False)
-            if not self._in_turns:
-                self._in_turns = True
-                self._broker.wants_turn(self)
-            return True
-        self._in_turns = False
-        self._set_reading(True)
-        return False
+        self._set_reading(False)
+        if not self._in_turns:
+            self._in_turns = True
+            self._broker.wants_turn(self)
+        return True
 
     @property
     def held_queue(self) -> MessageQueue | None:

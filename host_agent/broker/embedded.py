@@ -171,7 +171,9 @@ class EmbeddedBroker:
         """A connection waits for room in a queue."""
         self._held_back[connection] = None
         self._held_back_ever += 1
-        self.log.info("a sender waits for room in {queue}", queue=connection.held_queue)
+        if connection.held_queue is not None:
+            # Debug only: a sender faster than its consumer waits for every message.
+            self.log.debug("a sender waits for room in {queue}", queue=connection.held_queue.name)
 
     def room_made(self) -> None:
         """A message has left the store."""

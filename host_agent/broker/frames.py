@@ -68,14 +68,9 @@ class FrameParser:
         self._position = 0
 
     @property
-    def has_unread(self) -> bool:
-        """Whether bytes wait that `next_frame()` has not looked at."""
-        return self._position < len(self._buffer)
-
-    @property
     def in_frame(self) -> bool:
         """Whether a frame has begun and not ended."""
-        return self._head is not None or self.has_unread
+        return self._head is not None or self._position < len(self._buffer)
 
     def next_frame(self) -> Frame | None:
         """The next whole frame, or None; raises FrameError."""

@@ -58,7 +58,9 @@ class BrokerLimits:
     answer_bytes: int = 64 * KIB
     """Receipts written to a client that does not read them, before the broker stops reading from it."""
 
-    frames_per_turn: int = 32
+    frames_per_turn: int = 16
     """Frames of one connection handled before the others get their turn."""
 
     bytes_per_turn: int = 256 * KIB
+    turn_seconds: float = 0.000_3
+    """A turn ends at the first of these three; the time counts where one frame reaches many subscribers."""

@@ -168,7 +168,8 @@ class QemuMachine(ProcessProtocol):
         argv = [*_gentle(), _program(QEMU), "-name", _value(spec.name), *self.accelerator]
         argv += ["-M", "pc", "-smp", str(spec.cpus), "-m", str(spec.memory_mb)]
         argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-        argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=allow,resourcecontrol=deny"]
+        # elevateprivileges=deny or =children would forbid the setsid() with which QEMU starts the helper of a port.
+        argv += ["-sandbox", "on,spawn=allow"]
         argv += ["-chardev", f"socket,id=monitor,path={_value(monitor)},server=off,reconnect=1"]
         argv += ["-mon", "chardev=monitor,mode=control"]
         argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]

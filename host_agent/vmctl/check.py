@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def plan(job: Job) -> str:
     """What would run, in order, as a plain table."""
     rows = [("when", "where", "what", "weight", "files")]
-    for name in job.unzip_input:
-        rows.append(("first", "host", f"unpack {name}", "", ""))
+    rows += [("first", "host", f"unpack {name}", "", "") for name in job.unzip_input]
     rows += [_row("first", task) for task in job.unzip_tasks]
     rows += [_row("beside", task) for task in job.daemons]
     if job.uses_vm:
@@ -67,8 +66,7 @@ def plan(job: Job) -> str:
         if not any(gives_host_agent(task) for task in job.manage_tasks):
             rows.append(("beside", "host", "the host agent", "", ""))
     total = job.total_weight
-    for task in job.tasks:
-        rows.append(_row(f"task {task.number}", task, f"{task.weight:g} ({task.weight / total:.0%})"))
+    rows += [_row(f"task {task.number}", task, f"{task.weight:g} ({task.weight / total:.0%})") for task in job.tasks]
     if job.zip_output:
         rows.append(("last", "host", f"pack {job.zip_output.zipfilename}", "", " ".join(job.zip_output.patterns)))
     text = "".join(f"{line}\n" for line in _table(rows))
@@ -80,11 +78,12 @@ def plan(job: Job) -> str:
 def missing_files(job: Job, slot: Path) -> tuple[list[str], list[str]]:
     """Sentences about files that are not in the slot: certainly missing, and perhaps made by an earlier task."""
     missing: list[str] = []
-    later: list[str] = []
+    later = [
+        f"{job.path.name}: there is no {name} to unpack; it is left out"
+        for name in job.unzip_input
+        if not (slot / name).exists()
+    ]
     archives = bool(job.unzip_input)
-    for name in job.unzip_input:
-        if not (slot / name).exists():
-            later.append(f"{job.path.name}: there is no {name} to unpack; it is left out")
     beside = (*job.daemons, *(job.manage_tasks if job.uses_vm else ()))
     for position, task in enumerate((*job.unzip_tasks, *beside, *job.tasks)):
         try:

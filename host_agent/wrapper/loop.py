@@ -101,7 +101,7 @@ class TaskLoop:
         start, base = clock.tick(), self.progress.checkpoint.cpu_s
         saved = _Changed(self.slot / task.checkpoint_filename) if task.checkpoint_filename and counted else None
         self.log.say(f"running {task.title}{' ' if task.command_line else ''}{task.command_line}")
-        state = TaskState.READY
+        state, expired = TaskState.READY, False
         try:
             self.follow_client(running)
             running.run()
@@ -116,13 +116,12 @@ class TaskLoop:
                 if saved is not None and saved():
                     self.progress.save(self.progress.checkpoint.tasks_done, cpu_s)
                 timeout = SEARCH_TICK_S if state is TaskState.WAITING_FOR_AGENT else TICK_S
-                if task.time_limit:
-                    left = task.time_limit - (clock.tick() - start)
-                    if left <= 0:
-                        running.expire()
-                        continue
-                    timeout = min(timeout, left) if clock.running else timeout
-                self.events.wait(timeout)
+                left = task.time_limit - (clock.tick() - start) if task.time_limit and not expired else None
+                if left is not None and left <= 0:
+                    expired = True
+                    running.expire()
+                    continue  # a task on the host has ended now; one in a VM says so soon
+                self.events.wait(timeout if left is None or not clock.running else min(timeout, left))
         finally:
             if running.state is not TaskState.DONE:
                 running.kill()

@@ -25,12 +25,12 @@ class ZipError(VMwrapperError):
 
 def unzip_inputs(slot: Path, names: Sequence[str]) -> list[str]:
     """Unpack archives that are still there, then remove them; so each is unpacked once. Returns what was done."""
-    import zipfile
-
     done = []
     for name in names:
         if not (slot / name).exists():
             continue
+        import zipfile
+
         try:
             with zipfile.ZipFile(resolve_path(slot, name)) as archive:
                 for member in archive.infolist():

@@ -420,6 +420,16 @@ def test_one_client_gets_a_bounded_turn() -> None:
     assert flood.transport.reading
 
 
+def test_frames_in_pieces_are_waited_for_without_work() -> None:
+    harness = Harness(SMALL)
+    client = harness.client().subscribe(QUEUE)
+    frames = b"SEND\ndestination:/queue/vmwrapper.guest.1\n\nbody\0" * 6
+    for place in range(len(frames)):
+        client.send_bytes(frames[place : place + 1])
+        assert client.transport.reading
+    assert client.bodies() == [b"body"] * 6
+
+
 # Heart-beats
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from host_agent.broker.embedded import EmbeddedBroker
@@ -27,16 +26,21 @@ SECONDS = 20.0
 def broker() -> Iterator[EmbeddedBroker]:
     made = EmbeddedBroker(reactor, authenticate=any_login, limits=BrokerLimits(closing_seconds=0.5))
     yield made
-    pytest_twisted.blockon(made.stop().addTimeout(SECONDS, reactor))
+    pytest_twisted.blockon(in_time(made.stop()))
 
 
-def in_thread(work: Callable[[int], None], port: int) -> Deferred[None]:
-    """Run a blocking client against the broker, which runs on this thread's reactor."""
-    return deferToThread(work, port).addTimeout(SECONDS, reactor)
+Steps = Generator[Deferred[Any], Any, None]
+on_reactor: Callable[[Callable[[EmbeddedBroker], Steps]], Callable[[EmbeddedBroker], Deferred[None]]]
+on_reactor = pytest_twisted.inlineCallbacks
 
 
-def listen(broker: EmbeddedBroker) -> Deferred[int]:
-    return broker.listen("127.0.0.1", 0).addCallback(lambda port: int(port.getHost().port))
+def in_time(result: Deferred[Any]) -> Deferred[Any]:
+    return result.addTimeout(SECONDS, reactor)
+
+
+def in_thread(work: Callable[[int], Any], port: int) -> Deferred[Any]:
+    """Run a blocking client against the broker, which runs on this thread's reactor meanwhile."""
+    return in_time(deferToThread(work, port))
 
 
 def client(port: int) -> RawStomp:
@@ -45,9 +49,10 @@ def client(port: int) -> RawStomp:
     return connected
 
 
-@pytest_twisted.inlineCallbacks
-def test_a_client_that_does_not_read_does_not_make_memory_grow(broker: EmbeddedBroker) -> Iterator[Any]:
-    port = yield listen(broker)
+@on_reactor
+def test_a_client_that_does_not_read_does_not_make_memory_grow(broker: EmbeddedBroker) -> Steps:
+    listening = yield in_time(broker.listen("127.0.0.1", 0))
+    port = listening.getHost().port
     count, size = 200, 100_000
 
     def stall(port: int) -> None:
@@ -67,9 +72,10 @@ def test_a_client_that_does_not_read_does_not_make_memory_grow(broker: EmbeddedB
     assert broker.statistics().messages == 0
 
 
-@pytest_twisted.inlineCallbacks
-def test_the_error_frame_arrives_although_the_client_is_still_sending(broker: EmbeddedBroker) -> Iterator[Any]:
-    port = yield listen(broker)
+@on_reactor
+def test_the_error_frame_arrives_although_the_client_is_still_sending(broker: EmbeddedBroker) -> Steps:
+    listening = yield in_time(broker.listen("127.0.0.1", 0))
+    port = listening.getHost().port
 
     def oversize(port: int) -> None:
         with client(port) as sender:
@@ -82,8 +88,8 @@ def test_the_error_frame_arrives_although_the_client_is_still_sending(broker: Em
     yield in_thread(oversize, port)
 
 
-@pytest_twisted.inlineCallbacks
-def test_an_adopted_socket_is_bound_to_its_principal(broker: EmbeddedBroker) -> Iterator[Any]:
+@on_reactor
+def test_an_adopted_socket_is_bound_to_its_principal(broker: EmbeddedBroker) -> Steps:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.setblocking(False)
@@ -100,9 +106,10 @@ def test_an_adopted_socket_is_bound_to_its_principal(broker: EmbeddedBroker) -> 
         yield in_thread(log_in, 0)
 
 
-@pytest_twisted.inlineCallbacks
-def test_a_flood_leaves_others_their_turn(broker: EmbeddedBroker) -> Iterator[Any]:
-    port = yield listen(broker)
+@on_reactor
+def test_a_flood_leaves_others_their_turn(broker: EmbeddedBroker) -> Steps:
+    listening = yield in_time(broker.listen("127.0.0.1", 0))
+    port = listening.getHost().port
 
     def flood_and_ask(port: int) -> None:
         frame = b"SEND\ndestination:/topic/flood\n\nx\0"
@@ -119,15 +126,15 @@ def test_a_flood_leaves_others_their_turn(broker: EmbeddedBroker) -> Iterator[An
     yield in_thread(flood_and_ask, port)
 
 
-@pytest_twisted.inlineCallbacks
-def test_stop_ends_with_clients_that_do_nothing(broker: EmbeddedBroker) -> Iterator[Any]:
-    port = yield listen(broker)
-    sleeper = yield deferToThread(client, port).addTimeout(SECONDS, reactor)
+@on_reactor
+def test_stop_ends_with_clients_that_do_nothing(broker: EmbeddedBroker) -> Steps:
+    listening = yield in_time(broker.listen("127.0.0.1", 0))
+    port = listening.getHost().port
+    sleeper = yield in_thread(client, port)
     started = time.monotonic()
-    yield broker.stop().addTimeout(SECONDS, reactor)
+    yield in_time(broker.stop())
     assert time.monotonic() - started < 5
     assert sleeper.receive().headers["message"] == "The broker is being stopped."
-    yield deferLater(reactor, 0, lambda: None)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=2)
     sleeper.close()

@@ -1,0 +1,229 @@
+"""Tasks in a VM, with a host agent that is scripted: order of the calls, results, and every way to fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from host_agent.wrapper import loop
+from host_agent.wrapper.boinc.runtime import InitData, Status
+from host_agent.wrapper.boinc.standalone import FINISH_FILE
+from host_agent.wrapper.main import Wrapper, build_wrapper
+from host_agent.wrapper.options import Options
+
+FAKE = Path(__file__).with_name("fake_agent.py")
+
+WORKER = """#!/bin/sh
+echo 0.5 > fraction_done
+tr a-z A-Z < in > out
+tr a-z A-Z
+echo "worker says $1 $COLOUR" >&2
+exit ${2:-0}
+"""
+
+JOB = """<job_desc><task>
+<virtualmachine>CernVM</virtualmachine><image>tiny</image><memory_mb>128</memory_mb>
+<application>./worker.sh</application><copy_app_to_VM>1</copy_app_to_VM>
+<copy_file_to_VM>in</copy_file_to_VM><copy_stdin_to_VM>1</copy_stdin_to_VM>
+<stdin_filename>words</stdin_filename><stdout_filename>o</stdout_filename><stderr_filename>e</stderr_filename>
+<copy_file_from_VM>out</copy_file_from_VM><setenv>COLOUR=red</setenv>
+<command_line>5</command_line>
+</task></job_desc>"""
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> Path:
+    slot = tmp_path / "slot"
+    slot.mkdir()
+    (slot / "worker.sh").write_text(WORKER)
+    (slot / "worker.sh").chmod(0o755)
+    (slot / "in").write_text("input\n")
+    (slot / "words").write_text("words\n")
+    (slot / "job.xml").write_text(JOB)
+    return slot
+
+
+def build(slot: Path, *plan: str) -> Wrapper:
+    guest = slot.parent / "guest"
+    return build_wrapper(Options(), slot, [sys.executable, str(FAKE), str(guest), *plan])
+
+
+def run(slot: Path, *plan: str) -> int:
+    wrapper = build(slot, *plan)
+    try:
+        return int(wrapper.run())
+    finally:
+        wrapper.events.close()
+        wrapper.log.close()
+
+
+def calls(slot: Path) -> list[tuple[str, dict[str, Any]]]:
+    lines = (slot.parent / "calls").read_text().splitlines()
+    return [(call, json.loads(args)) for call, _, args in (line.partition(" ") for line in lines)]
+
+
+def log(slot: Path) -> str:
+    return (slot / "stderr.txt").read_text()
+
+
+def test_a_task_in_a_vm(slot: Path) -> None:
+    assert run(slot) == 0
+    assert (slot / "out").read_text() == "INPUT\n"
+    assert (slot / "o").read_text() == "WORDS\n"
+    assert (slot / "e").read_text() == "worker says 5 red\n"
+    made = calls(slot)
+    names = [call for call, _ in made]
+    assert names == ["hello", "vms", "start_vm", "put", "put", "put", "run", "get", "stop_vm", "shutdown"]
+    start = made[2][1]
+    assert start == {**start, "vm": "CernVM", "image": "tiny", "memory_mb": 128, "directory": str(slot)}
+    assert [args["destination"] for call, args in made if call == "put"] == ["worker.sh", "in", "words"]
+    command = made[6][1]
+    assert command["argv"] == ["./worker.sh", "5"]
+    assert command["stdin"] == "words"
+    assert command["fraction_file"] == "fraction_done"
+    assert command["stdout"] == str(slot / "o")
+    assert (slot / "wrapper_checkpoint.txt").read_text().startswith("1 2.000000 ")
+    assert not (slot.parent / "guest").exists()
+
+
+def test_a_failing_program(slot: Path) -> None:
+    (slot / "job.xml").write_text(JOB.replace(">5<", ">5 7<"))
+    assert run(slot) == 195
+    assert "task 1 (./worker.sh in CernVM) ended with exit status 7; the end of e:" in log(slot)
+    assert "    worker says 5 red" in log(slot)
+    assert not (slot / "out").exists()
+    assert calls(slot)[-1][0] == "shutdown"
+
+
+def test_a_program_that_is_not_there(slot: Path) -> None:
+    (slot / "job.xml").write_text(JOB.replace("<copy_app_to_VM>1</copy_app_to_VM>", ""))
+    assert run(slot) == 195
+    assert "could not be run: [Errno 2]" in log(slot)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ("start_vm", "the virtual machine could not be started: No start_vm today.\n  try later"),
+        ("put", "a file could not be copied into the virtual machine ('./worker.sh'): No put today."),
+        ("run", "the program could not be run in the virtual machine: No run today."),
+        ("get", "a file could not be copied out of the virtual machine ('out'): No get today."),
+    ],
+)
+def test_refused_calls(slot: Path, call: str, sentence: str) -> None:
+    assert run(slot, f"refuse={call}") == 208
+    assert sentence in log(slot)
+    assert (slot / FINISH_FILE).read_text().startswith("208\n")
+    assert calls(slot)[-1][0] == "shutdown"
+
+
+@pytest.mark.parametrize("call", ["start_vm", "put", "run", "get"])
+def test_the_agent_dies(slot: Path, call: str) -> None:
+    start = time.monotonic()
+    assert run(slot, f"die={call}") == 208
+    assert "the host agent ended (exit status 9); the end of host-agent.log:" in log(slot)
+    assert f"    the fake agent dies at {call}" in log(slot)
+    assert time.monotonic() - start < 5
+
+
+def test_the_agent_does_not_start(slot: Path) -> None:
+    assert run(slot, "early=1") == 208
+    assert "the host agent ended (exit status 3)" in log(slot)
+    assert "the fake agent cannot start" in log(slot)
+
+
+def test_a_missing_input_is_found_before_anything_starts(slot: Path) -> None:
+    (slot / "in").unlink()
+    assert run(slot) == 206
+    assert "job.xml:1: task 1 (./worker.sh in CernVM): there is no 'in' in the slot" in log(slot)
+    assert not (slot.parent / "calls").exists()
+
+
+def test_time_limit_ends_the_program_and_keeps_its_results(slot: Path) -> None:
+    (slot / "worker.sh").write_text("#!/bin/sh\necho half > out\nexec sleep 60\n")
+    (slot / "job.xml").write_text(JOB.replace("<command_line>", "<time_limit>1</time_limit><command_line>"))
+    assert run(slot) == 0
+    assert (slot / "out").read_text() == "half\n"
+    assert "reached its time limit" in log(slot)
+
+
+@attrs.define
+class Client:
+    """A runtime that says what it is told to."""
+
+    wish: Callable[[], Status]
+    finished: list[int] = attrs.field(factory=list)
+
+    def init(self) -> InitData:
+        return InitData()
+
+    def poll(self) -> Status:
+        return self.wish()
+
+    def report(self, cpu_s: float, checkpoint_cpu_s: float, fraction: float) -> None: ...
+
+    def time_to_checkpoint(self) -> bool:
+        return True
+
+    def checkpoint_completed(self) -> None: ...
+
+    def resolve(self, name: str) -> str:
+        return name
+
+    def send_trickle_up(self, variety: str, text: str) -> None: ...
+
+    def finish(self, status: int, message: str = "") -> int:
+        self.finished.append(status)
+        return status
+
+    def temporary_exit(self, delay_s: int, reason: str) -> int:
+        return 0
+
+
+def with_client(wrapper: Wrapper, client: Client, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(loop, "TICK_S", 0.05)
+    wrapper.runtime = wrapper.loop.runtime = wrapper.progress.runtime = client
+    try:
+        return int(wrapper.run())
+    finally:
+        wrapper.events.close()
+        wrapper.log.close()
+
+
+def test_quit_ends_the_vm_without_a_finish_file(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (slot / "worker.sh").write_text("#!/bin/sh\nexec sleep 60\n")
+    client = Client(lambda: Status(quit_reason="quit" if "in CernVM): running" in log(slot) else ""))
+    assert with_client(build(slot), client, monkeypatch) == 0
+    assert client.finished == []
+    assert "ending because of quit" in log(slot)
+    assert calls(slot)[-1][0] == "shutdown"
+    assert not (slot / FINISH_FILE).exists()
+
+
+def test_suspend_holds_the_task_back_and_pauses_its_vm(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (slot / "worker.sh").write_text(WORKER.replace("exit", "sleep 0.5; exit"))
+    wishes = [Status(suspended=True)] * 3
+
+    def wish() -> Status:
+        if wishes:
+            return wishes.pop()
+        if "in CernVM): running" in log(slot) and log(slot).count("suspended by") == 1:
+            wishes.extend([Status(suspended=True)] * 2)
+        return Status()
+
+    client = Client(wish)
+    assert with_client(build(slot), client, monkeypatch) == 0
+    names = [call for call, _ in calls(slot)]
+    assert names.index("run") < names.index("pause_vm") < names.index("resume_vm")
+    assert client.finished == [0]
+    assert "suspended by the client" in log(slot)
+    assert "resumed by the client" in log(slot)
