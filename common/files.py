@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -17,6 +18,8 @@ HOST_AGENT_LOG = "host-agent.log"
 GUEST_STATE = ".vmwrapper"
 GUEST_JOURNAL = "journal"
 KEEPER_SOCKET = "keeper.sock"
+
+LONGEST_SOCKET = 107  # bytes of a Unix socket's path
 
 
 def runtime_dir() -> Path:
@@ -47,6 +50,14 @@ def endpoints_dir() -> Path:
     path = runtime_dir() / "agents"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def keeper_socket(home: Path) -> Path:
+    """Where the keeper of a guest agent with this home listens: beside its journal, unless that path is too long."""
+    path = home / GUEST_STATE / KEEPER_SOCKET
+    if len(os.fsencode(path)) <= LONGEST_SOCKET:
+        return path
+    return runtime_dir() / f"keeper-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}.sock"
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -19,7 +19,7 @@ from common import messages
 from common.broker_link import BrokerLink
 from common.config import GuestConfig
 from common.errors import ProtocolError
-from common.files import GUEST_JOURNAL, GUEST_STATE, KEEPER_SOCKET
+from common.files import GUEST_JOURNAL, GUEST_STATE, keeper_socket
 from common.link import Link, new_session
 from common.messages import Confirm, CopyIn, CopyOut, Envelope, Hello, Message, Ping, Pong, Run, Signal, Welcome
 
@@ -44,7 +44,7 @@ def build_guest_agent(reactor: Any, config: GuestConfig, home: Path) -> GuestAge
     copier = Copier(reactor, home, config.files, link)
     presence = Presence(reactor, config.guest, runner.running, agent.beacon)
     agent.wire(broker, link, journal, runner, copier, presence)
-    runner.connect(reactor, state / KEEPER_SOCKET, ready=broker.start)
+    runner.connect(reactor, keeper_socket(home), ready=broker.start)
     return agent
 
 

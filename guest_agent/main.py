@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"vmwrapper-guest-agent {VERSION}")
     options = parser.parse_args(argv)
 
-    from common.files import GUEST_STATE, KEEPER_SOCKET
+    from common.files import GUEST_STATE, keeper_socket
 
     home: Path = options.home.absolute()
     state = home / GUEST_STATE
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _ensure_keeper(state / KEEPER_SOCKET)  # forked now, while this process is small and has no threads
+    _ensure_keeper(keeper_socket(home))  # forked now, while this process is small and has no threads
     return _run_agent(options.config, home, options.debug)
 
 

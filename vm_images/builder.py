@@ -46,9 +46,9 @@ def build_image(
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"{name!r} cannot name an image: it must be a plain file name")
     step = _Steps(progress)
-    debian_key, debian = step("Debian", lambda: debian_layer(cache, recipe, refresh=refresh))
+    _, debian = step("Debian", lambda: debian_layer(cache, recipe, refresh=refresh))
     wheels_key, wheels = step("agent's libraries", lambda: wheels_layer(cache, recipe))
-    boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian_key, debian))
+    boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian))
     ours = agent_key(sources)
     digest = digest_of(
         ["image", repr(recipe), _content_of(debian), wheels_key, boot_key, ours]
@@ -85,9 +85,7 @@ class _Steps:
         return result
 
 
-def _describe(
-    place: Path, recipe: Recipe, *, name: str, digest: str, debian: Path, agent: str
-) -> None:
+def _describe(place: Path, recipe: Recipe, *, name: str, digest: str, debian: Path, agent: str) -> None:
     files = {}
     for part in (DISK, KERNEL, INITRD):
         path = place / part

@@ -88,4 +88,3 @@ class Cache:
         for old in layers[self.keep :]:
             if old != newest:
                 remove_tree(old)
-

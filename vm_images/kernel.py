@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import struct
 import tarfile
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .cache import Cache, digest_of
-from .debian import KERNEL_DEB, ROOT_TAR
+from .debian import KERNEL_DEB, PACKAGES, ROOT_TAR
 from .recipe import Recipe
 from .tools import SOURCE_DATE_EPOCH, BuildError, remove_after, run
 
@@ -19,11 +20,13 @@ INIT = Path(__file__).parent / "guest" / "initrd-init"
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 
 
-def boot_layer(cache: Cache, recipe: Recipe, debian_key: str, debian: Path) -> tuple[str, Path]:
+def boot_layer(cache: Cache, recipe: Recipe, debian: Path) -> tuple[str, Path]:
     """Key and directory with `vmlinux` and `initrd`."""
-    key = digest_of(
-        ["boot", debian_key, "\0".join(recipe.modules), INIT.read_bytes(), Path(__file__).read_bytes()]
-    )
+    # By content: a refreshed Debian layer keeps its own key, and may hold another kernel.
+    package = hashlib.sha256((debian / KERNEL_DEB).read_bytes()).hexdigest()
+    packages = (debian / PACKAGES).read_bytes()
+    modules = "\0".join(recipe.modules)
+    key = digest_of(["boot", package, packages, modules, INIT.read_bytes(), Path(__file__).read_bytes()])
 
     def make(place: Path) -> None:
         with remove_after(place / "package") as unpacked:

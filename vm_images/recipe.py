@@ -58,10 +58,11 @@ def _parse(path: Path, data: dict[str, Any]) -> Recipe:
         if field.name not in data:
             raise ConfigError(f"{path}: the key {field.name!r} is missing")
         value = data.pop(field.name)
-        if field.type == "int":
+        kind = str(field.type)  # a string, because of `from __future__ import annotations`
+        if kind == "int":
             if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
                 raise ConfigError(f"{path}: {field.name} must be a positive whole number")
-        elif field.type == "str":
+        elif kind == "str":
             if not isinstance(value, str) or "\n" in value:
                 raise ConfigError(f"{path}: {field.name} must be one line of text")
         else:

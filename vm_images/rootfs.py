@@ -44,7 +44,15 @@ def make_disk(place: Path, recipe: Recipe, debian: Path, wheels: Path, sources: 
     raw = place / "disk.raw"
     with remove_after(place / "root") as root, remove_after(agent):
         # The guest installs no packages, and where this host gets its own is nobody's business.
-        unpack = ["tar", "-x", "-p", "--exclude=./etc/apt", "--exclude=./var/lib/apt", "-C", root]
+        unpack: list[str | os.PathLike[str]] = [
+            "tar",
+            "-x",
+            "-p",
+            "--exclude=./etc/apt",
+            "--exclude=./var/lib/apt",
+            "-C",
+            root,
+        ]
         run([*as_root(), *unpack, "-f", debian / ROOT_TAR], "unpacking Debian")
         _collect(agent, wheels, sources)
         _install(root, agent, recipe)

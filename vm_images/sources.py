@@ -79,9 +79,7 @@ def _deb822(text: str) -> Iterator[Entry]:
             continue
         # A key given inline (Signed-By with the key's text) has no one-line form: mmdebstrap finds the keyring.
         options = {
-            short: fields[long]
-            for long, short in _OPTIONS.items()
-            if fields.get(long) and "PGP" not in fields[long]
+            short: fields[long] for long, short in _OPTIONS.items() if fields.get(long) and "PGP" not in fields[long]
         }
         for uri in fields.get("Uris", "").split():
             for suite in fields.get("Suites", "").split():

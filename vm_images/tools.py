@@ -42,9 +42,7 @@ def find_tool(name: str) -> str:
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}")
     if path is None:
         package = _PACKAGES.get(name, name)
-        raise BuildError(
-            f"building an image needs the program {name}, which is not here", f"apt install {package}"
-        )
+        raise BuildError(f"building an image needs the program {name}, which is not here", f"apt install {package}")
     return path
 
 
@@ -74,7 +72,7 @@ def run(
 
     `env` is added to a small fixed environment: the caller's own must not change the image.
     """
-    command = [find_tool(os.fspath(argv[0])), *map(os.fspath, argv[1:])]
+    command = [find_tool(os.fspath(argv[0])), *(os.fspath(word) for word in argv[1:])]
     environment = {
         "PATH": _SYSTEM_PATH,
         "LC_ALL": "C.UTF-8",
@@ -91,6 +89,7 @@ def run(
             capture_output=True,
             timeout=timeout,
             check=False,
+            umask=0o022,  # the caller's may be stricter, and would then shut the guest's user out of its own files
         )
     except subprocess.TimeoutExpired:
         raise BuildError(f"{what}: {argv[0]} did not end within {timeout:.0f} s") from None

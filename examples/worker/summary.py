@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 
-def main():
+def main() -> None:
     for name in sys.argv[1:]:
         digest, lines, size = hashlib.sha256(), 0, 0
         with Path(name).open("rb") as file:

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 
 
-def report(fraction):
+def report(fraction: float) -> None:
     """Say how much is done; the file is replaced at once, so that nobody reads half a number."""
     new = Path("fraction_done.new")
     new.write_text(f"{fraction:.3f}\n")
     new.replace("fraction_done")
 
 
-def burn(seconds):
+def burn(seconds: float) -> None:
     """Use so much CPU time, with a line of progress for every second of it."""
     start = time.process_time()
     shown = 0
@@ -30,7 +30,7 @@ def burn(seconds):
             pass
 
 
-def main():
+def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
     print(f"worker: starting in {Path.cwd()}, Python {sys.version.split()[0]}", file=sys.stderr, flush=True)
     new = Path("out.new")

@@ -194,7 +194,9 @@ class EmbeddedBroker:
             if again:
                 turns.append(connection)
         if turns:
-            self.reactor.callLater(0, self._take_turns)
+            # One pass of the reactor later than it could be: what the others were sent in this pass is
+            # written in the next, so they wait for half a turn on the way in and for none on the way out.
+            self.reactor.callLater(0, self.reactor.callLater, 0, self._take_turns)
 
     def _retry_held_back(self) -> None:
         self._retry_planned = False

@@ -15,6 +15,7 @@ import psutil
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IListeningPort, IProcessTransport
 from twisted.internet.protocol import ProcessProtocol
+from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 
 from common.config import GuestConfig
@@ -57,6 +58,8 @@ class ProcessMachine(ProcessProtocol):
         self._console = bytearray()
         self._cpu_seconds = 0.0
         self._ended: list[Deferred[None]] = []
+        self._connections: list[_CountedFactory] = []
+        self._restarting = False
 
     @property
     def home(self) -> Path:
@@ -72,16 +75,22 @@ class ProcessMachine(ProcessProtocol):
         self.home.mkdir(exist_ok=True)
         places: dict[int, int] = {}
         for port, factory in self.spec.services.items():
-            listening = self._reactor.listenTCP(0, factory, interface=LOOPBACK)
+            counted = _CountedFactory(factory)
+            self._connections.append(counted)
+            listening = self._reactor.listenTCP(0, counted, interface=LOOPBACK)
             self._ports.append(listening)
             places[port] = listening.getHost().port
         config = self.spec.directory / "config.json"
         write_private(config, self._config(places))
+        self._spawn()
+        self._change(MachineState.RUNNING, "")
+        return succeed(None)
+
+    def _spawn(self) -> None:
+        config = self.spec.directory / "config.json"
         argv = [sys.executable, "-m", "guest_agent", "--config", str(config), "--home", str(self.home)]
         env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(self.home)}
         self._process = self._reactor.spawnProcess(self, argv[0], argv, env=env, path=str(self.home))
-        self._change(MachineState.RUNNING, "")
-        return succeed(None)
 
     def _config(self, places: dict[int, int]) -> bytes:
         text = self.spec.guest_config.decode("utf-8")
@@ -96,6 +105,18 @@ class ProcessMachine(ProcessProtocol):
             self.state = state
             self.spec.on_state(state, reason)
 
+    # -- for tests of what goes wrong
+
+    def restart_agent(self) -> None:
+        """Kill the agent alone, and start it again, as the guest's process 1 does."""
+        self._restarting = True
+        self._signal("KILL")
+
+    def cut_connections(self) -> None:
+        """Break every connection between the agent and its host."""
+        for factory in self._connections:
+            factory.cut()
+
     # -- ProcessProtocol
 
     def outReceived(self, data: bytes) -> None:
@@ -106,6 +127,10 @@ class ProcessMachine(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         self._process = None
+        if self._restarting:
+            self._restarting = False
+            self._spawn()
+            return
         asked = bool(self._ended)
         self._change(MachineState.STOPPED if asked else MachineState.CRASHED, "" if asked else reason.getErrorMessage())
         waiters, self._ended = self._ended, []
@@ -169,3 +194,13 @@ class ProcessMachine(ProcessProtocol):
 
     def console_tail(self, lines: int = 20) -> str:
         return "\n".join(self._console.decode("utf-8", "replace").splitlines()[-lines:])
+
+
+class _CountedFactory(WrappingFactory):
+    """Knows its connections."""
+
+    noisy = False
+
+    def cut(self) -> None:
+        for protocol in list(self.protocols):
+            protocol.transport.abortConnection()

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import attrs
 
 from common.errors import VMwrapperError
-from common.files import HOST_AGENT_LOG
+from common.files import HOST_AGENT_LOG, endpoints_dir
 
 from ..control_client import ControlClient, ControlError, Endpoint, parse_endpoint, read_endpoint
 from .events import Events
 from .host_task import HostTask
-from .job import Task
+from .job import Job, Task
 from .log import tail
 from .resolve import split_command_line
 from .tasks import TaskError
@@ -211,6 +211,20 @@ class OwnedAgent:
     def _tail(self) -> str:
         lines = tail(self._log, self._log_start)
         return f"; the end of {HOST_AGENT_LOG}:\n{lines}" if lines else f"; {HOST_AGENT_LOG} is empty"
+
+
+def choose_agent(
+    job: Job,
+    slot: Path,
+    managers: Sequence[HostTask],
+    events: Events,
+    say: Callable[[str], None],
+    argv: Sequence[str] | None = None,
+) -> AgentLink:
+    """The host agent that the job's VMmanage tasks start, or else one of our own."""
+    if any(gives_host_agent(task) for task in job.manage_tasks):
+        return ManagedAgent(endpoints_dir, managers, events)
+    return OwnedAgent(slot, events, say, argv)
 
 
 def gives_host_agent(task: Task) -> bool:

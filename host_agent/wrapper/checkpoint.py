@@ -41,11 +41,12 @@ def write_checkpoint(slot: Path, checkpoint: Checkpoint) -> None:
     write_atomically(slot / CHECKPOINT_FILE, line)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees all of it or none, also after a power cut."""
+def write_atomically(path: Path, text: str, durable: bool = True) -> None:
+    """Write a small file so that a reader sees all of it or none; `durable`: also after a power cut."""
     temporary = path.with_name(path.name + ".new")
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)

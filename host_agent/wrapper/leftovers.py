@@ -52,6 +52,7 @@ class Leftovers:
 
     def _write(self) -> None:
         if self._running:
-            write_atomically(self._path, "".join(f"{pid} {mark}\n" for pid, mark in self._running.items()))
+            lines = "".join(f"{pid} {mark}\n" for pid, mark in self._running.items())
+            write_atomically(self._path, lines, durable=False)  # after a power cut nothing runs any more
         else:
             self._path.unlink(missing_ok=True)

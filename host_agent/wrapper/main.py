@@ -9,19 +9,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
 from common.errors import VMwrapperError
 
 from .. import __version__
-from .agent_process import AgentLink, ManagedAgent, OwnedAgent, gives_host_agent
 from .boinc.runtime import Runtime
 from .boinc.standalone import StandaloneRuntime
 from .checkpoint import Checkpoint, read_checkpoint
 from .events import Events
 from .exit_codes import SENTENCES, Exit
-from .guest_task import GuestTask
 from .host_task import HostTask, Watch
 from .job import Job, JobError, Task, load_job
 from .leftovers import Leftovers
@@ -30,10 +29,13 @@ from .loop import Progress, QuitError, TaskLoop
 from .options import HELP, Options, UsageError, parse_options
 from .resolve import Macros, resolve_path
 from .services import Services
-from .tasks import TaskEnd, TaskError
+from .tasks import RunningTask, TaskEnd, TaskError
 from .zips import note_initial_files, unzip_inputs, zip_outputs
 
-MakeTask = Callable[[Task], HostTask | GuestTask]
+if TYPE_CHECKING:  # a job that stays on the host does without
+    from .agent_process import AgentLink
+
+MakeTask = Callable[[Task], RunningTask]
 
 
 class ChildFailedError(VMwrapperError):
@@ -169,9 +171,11 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     def host_task(task: Task, service: bool = False) -> HostTask:
         return HostTask(task, slot, macros, watch, options.words, given.process_priority, service)
 
-    def make_task(task: Task) -> HostTask | GuestTask:
+    def make_task(task: Task) -> RunningTask:
         if not task.in_vm:
             return host_task(task)
+        from .guest_task import GuestTask
+
         assert agent is not None
         return GuestTask(task, slot, macros, agent, log.say, options.words)
 
@@ -180,12 +184,10 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     daemons = [host_task(task, service=True) for task in job.daemons]
     managers = [host_task(task, service=True) for task in job.manage_tasks] if needs_vm else []
     agent: AgentLink | None = None
-    if needs_vm and any(gives_host_agent(task) for task in job.manage_tasks):
-        from common.files import endpoints_dir
+    if needs_vm:
+        from .agent_process import choose_agent
 
-        agent = ManagedAgent(endpoints_dir, managers, events)
-    elif needs_vm:
-        agent = OwnedAgent(slot, events, log.say, agent_argv)
+        agent = choose_agent(job, slot, managers, events, log.say, agent_argv)
     services = Services(daemons, managers, agent, events, log.say)
     progress = Progress(job, slot, runtime, log, options.trickle_s)
     loop = TaskLoop(slot, runtime, events, log, progress, services)

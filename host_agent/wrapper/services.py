@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 
-from .agent_process import AgentLink
 from .events import Events
 from .host_task import HostTask
 from .tasks import TaskError
+
+if TYPE_CHECKING:
+    from .agent_process import AgentLink
 
 GRACE_S = 10.0  # for a VMmanage task to end its virtual machines
 

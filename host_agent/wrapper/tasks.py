@@ -58,6 +58,9 @@ class RunningTask(Protocol):
 
     state: TaskState
 
+    def check(self) -> None:
+        """Whether the files that it needs are there. Raises TaskError; starts nothing."""
+
     def run(self) -> None:
         """Start it. Raises TaskError when it cannot be started; nothing then runs."""
 

@@ -206,6 +206,7 @@ def test_a_host_job_imports_neither_twisted_nor_a_hypervisor(slot: Path) -> None
     heavy = {"twisted", "zope", "stomp", "asyncio", "psutil", "virtualbox", "argparse", "logging", "ssl", "zipfile"}
     assert not heavy & {name.partition(".")[0] for name in modules}
     assert not [name for name in modules if name.startswith("host_agent.hypervisors")]
+    assert not {"host_agent.control_client", "host_agent.wrapper.guest_task"} & set(modules)
 
 
 def run_check(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

@@ -1,0 +1,259 @@
+"""Commands and copies through the real broker, link, agents and keeper."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from common.errors import TransferError, VMwrapperError
+from common.files import endpoints_dir
+
+from .conftest import Laptop, ignore
+
+DEADLINE = 60.0  # seconds for anything here
+
+
+def within(deferred: Any) -> Any:
+    return Deferred.fromCoroutine(deferred).addTimeout(DEADLINE, reactor)
+
+
+def descendants() -> list[psutil.Process]:
+    return [child for child in psutil.process_iter(["cmdline"]) if "guest_agent" in (child.info["cmdline"] or [])]
+
+
+@pytest_twisted.ensureDeferred
+async def test_output_exit_code_and_use_of_a_command(laptop: Laptop) -> None:
+    result = await within(laptop.run("sh", "-c", "echo out; echo err >&2; exit 7", stdout=str(laptop.host / "out")))
+    assert (result["outcome"], result["exit_code"]) == ("exited", 7)
+    assert laptop.output() == b"out\n"
+    assert laptop.output("stderr") == b"err\n"
+    assert (laptop.host / "out").read_bytes() == b"out\n"
+    assert (result["stdout_bytes"], result["stderr_bytes"]) == (4, 4)
+    assert result["max_rss_bytes"] > 100_000
+    assert 0 < result["wall_s"] < DEADLINE
+
+
+@pytest_twisted.ensureDeferred
+async def test_output_comes_while_the_command_runs(laptop: Laptop) -> None:
+    first: Deferred[None] = Deferred()
+    go_on = laptop.home / "go-on"
+
+    def update(name: str, data: dict[str, Any]) -> None:
+        if name == "output" and not first.called:
+            first.callback(None)
+
+    script = "echo one; until [ -e go-on ]; do sleep 0.05; done; echo two"
+    running = laptop.operations.run({"vm": "lap", "argv": ["sh", "-c", script], "stream": True}, update)
+    await first.addTimeout(DEADLINE, reactor)
+    assert not running.called
+    go_on.touch()
+    assert (await running.addTimeout(DEADLINE, reactor))["stdout_bytes"] == len("one\ntwo\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_much_output_arrives_whole_and_in_order(laptop: Laptop) -> None:
+    await within(laptop.run("seq", "1000000", stdout=str(laptop.host / "numbers")))
+    expected = b"".join(b"%d\n" % number for number in range(1, 1_000_001))
+    assert (laptop.host / "numbers").read_bytes() == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_stdin_environment_and_working_directory(laptop: Laptop) -> None:
+    (laptop.home / "sub").mkdir()
+    (laptop.home / "input").write_text("hello")
+    result = await within(
+        laptop.run("sh", "-c", 'cat; printf " $COLOUR "; pwd', env={"COLOUR": "red"}, cwd="sub", stdin="input")
+    )
+    assert result["exit_code"] == 0
+    assert laptop.output().decode() == f"hello red {laptop.home / 'sub'}\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_arguments_reach_the_program_as_they_are(laptop: Laptop) -> None:
+    hostile = ["$(touch owned)", "; rm -rf x", "a b", "'", '"', "*", "\n", "é"]
+    await within(laptop.run("printf", "%s|", *hostile))
+    assert laptop.output().decode() == "|".join(hostile) + "|"
+    assert not (laptop.home / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "args", "reason"),
+    [
+        (["./nothing"], {}, "No such file"),
+        (["/etc/passwd"], {}, "Permission denied"),
+        (["true"], {"cwd": "nowhere"}, "no directory"),
+        (["true"], {"cwd": "../.."}, "relative path"),
+        (["true"], {"stdin": "nothing"}, "No such file"),
+        (["true"], {"stdin": "/etc/passwd"}, "relative path"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_started_says_why(
+    laptop: Laptop, argv: list[str], args: dict[str, str], reason: str
+) -> None:
+    result = await within(laptop.run(*argv, **args))
+    assert result["outcome"] == "not_started"
+    assert reason in result["reason"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_signal_reaches_the_whole_process_group(laptop: Laptop) -> None:
+    ids: Deferred[str] = Deferred()
+
+    def update(name: str, data: dict[str, Any]) -> None:
+        if name == "started":
+            ids.callback(data["command"])
+
+    running = laptop.operations.run({"vm": "lap", "argv": ["sh", "-c", "sleep 300 & wait"]}, update)
+    command = await ids.addTimeout(DEADLINE, reactor)
+    laptop.operations.signal({"command": command, "signal": "TERM"}, ignore)
+    result = await running.addTimeout(DEADLINE, reactor)
+    assert (result["outcome"], result["signal"]) == ("signalled", "TERM")
+    assert not [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "300"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_deadline_kills_the_command(laptop: Laptop) -> None:
+    result = await within(laptop.run("sleep", "600", deadline_s=0.3))
+    assert result["outcome"] == "deadline"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_process_left_behind_does_not_hold_up_the_end(laptop: Laptop) -> None:
+    result = await within(laptop.run("sh", "-c", "sleep 400 & echo $!"))
+    assert result["outcome"] == "exited"
+    os.kill(int(laptop.output()), signal.SIGKILL)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_is_asked_for_twice_runs_once(laptop: Laptop) -> None:
+    again = {"command": "c-twice"}
+    await within(laptop.run("sh", "-c", "echo x >> effects", **again))
+    result = await within(laptop.run("sh", "-c", "echo x >> effects", **again))
+    assert result["outcome"] == "exited"
+    assert (laptop.home / "effects").read_text() == "x\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_cpu_time_and_fraction_done_are_told_while_it_runs(laptop: Laptop) -> None:
+    script = "echo 0.25 > done.txt; timeout 1.2 sh -c 'while :; do :; done'; echo 0.75 > done.txt; sleep 0.8"
+    await within(laptop.run("sh", "-c", script, fraction_file="done.txt"))
+    fractions = [data["fraction"] for name, data in laptop.events if name == "fraction"]
+    assert 0.25 in fractions
+    assert fractions[-1] == 0.75
+    assert max(data["cpu_s"] for name, data in laptop.events if name == "usage") > 0.5
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_agent_can_be_killed_while_a_command_runs(laptop: Laptop) -> None:
+    """Its keeper goes on; a new agent finds the command, and the output has neither gap nor repeat."""
+    started: Deferred[None] = Deferred()
+
+    def update(name: str, data: dict[str, Any]) -> None:
+        if name == "output" and not started.called:
+            started.callback(None)
+
+    vm = laptop.agent._vms.get("lap")
+    assert vm is not None
+    machine: Any = vm.machine
+    script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do echo $i; sleep 0.1; done"
+    args = {"vm": "lap", "argv": ["sh", "-c", script], "stdout": str(laptop.host / "out")}
+    running = laptop.operations.run({**args, "stream": True}, update)
+    await started.addTimeout(DEADLINE, reactor)
+    machine.restart_agent()
+    result = await running.addTimeout(DEADLINE, reactor)
+    assert (result["outcome"], result["exit_code"]) == ("exited", 0)
+    assert (laptop.host / "out").read_text().split() == [str(number) for number in range(1, 21)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_files_and_trees_go_in_and_come_back(laptop: Laptop) -> None:
+    tree = laptop.host / "tree"
+    (tree / "deep" / "er").mkdir(parents=True)
+    (tree / "deep" / "big").write_bytes(os.urandom(3_000_000))
+    (tree / "empty").touch()
+    (tree / "run").write_text("#!/bin/sh\n")
+    (tree / "run").chmod(0o755)
+    done = await within(laptop.put(tree, "there/tree"))
+    assert done["files"] == 3
+    assert os.access(laptop.home / "there/tree/run", os.X_OK)
+    back = await within(laptop.get("there/tree", laptop.host / "back"))
+    assert back["sha256"] == done["sha256"]
+    assert (laptop.host / "back/deep/big").read_bytes() == (tree / "deep/big").read_bytes()
+    assert sorted(path.name for path in laptop.host.iterdir()) == ["back", "tree"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_copy_goes_on_after_its_connection_was_cut(laptop: Laptop) -> None:
+    source = laptop.host / "big"
+    source.write_bytes(os.urandom(64 * 1024 * 1024))
+    vm = laptop.agent._vms.get("lap")
+    assert vm is not None
+    machine: Any = vm.machine
+    cuts: list[int] = []
+
+    def progress(name: str, data: dict[str, Any]) -> None:
+        if len(cuts) < 3 and data["bytes"] > len(cuts) * 16 * 1024 * 1024:
+            cuts.append(data["bytes"])
+            reactor.callLater(0, machine.cut_connections)
+
+    request = {"vm": "lap", "source": str(source), "destination": "big"}
+    await laptop.operations.put(request, progress).addTimeout(DEADLINE, reactor)
+    assert (laptop.home / "big").read_bytes() == source.read_bytes()
+    assert len(cuts) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("../x", "relative"), ("/etc/passwd", "relative"), ("nothing", "no nothing")]
+)
+@pytest_twisted.ensureDeferred
+async def test_a_copy_of_a_bad_path_says_why(laptop: Laptop, path: str, reason: str) -> None:
+    with pytest.raises(TransferError, match=reason):
+        await within(laptop.get(path, laptop.host / "x"))
+    assert not list(laptop.host.iterdir())
+
+
+@pytest_twisted.ensureDeferred
+async def test_ping(laptop: Laptop) -> None:
+    assert 0 < (await within(laptop.operations.ping({"vm": "lap"}, ignore)))["round_trip_s"] < DEADLINE
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_end_of_a_vm_ends_what_waits_for_it(laptop: Laptop) -> None:
+    vm = laptop.agent._vms.get("lap")
+    assert vm is not None
+    running = laptop.operations.run({"vm": "lap", "argv": ["sleep", "500"]}, ignore)
+    await deferLater(reactor, 0)
+    await vm.machine.power_off()  # type: ignore[union-attr]
+    result = await running.addTimeout(DEADLINE, reactor)
+    assert result["outcome"] == "lost"
+    assert "lap" in result["reason"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_unknown_vm_is_named_in_the_error(laptop: Laptop) -> None:
+    with pytest.raises(VMwrapperError, match="No VM is named other"):
+        await laptop.operations.ping({"vm": "other"}, ignore)
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_left_after_the_end(laptop: Laptop, tmp_path: Path) -> None:
+    pids = [each.pid for each in descendants()]
+    assert pids
+    await laptop.agent.shut_down()
+    for _ in range(200):
+        if not any(psutil.pid_exists(pid) for pid in pids):
+            break
+        await deferLater(reactor, 0.05)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert not list(endpoints_dir().iterdir())
+    assert not list((tmp_path / "vms").iterdir())
