@@ -41,7 +41,7 @@ def new_session() -> str:
 class Transmit(Protocol):
     """Puts one body on its way to the peer; it may be lost."""
 
-    def __call__(self, body: bytes) -> None: ...
+    def __call__(self, body: bytes, /) -> None: ...
 
 
 @attrs.define
@@ -162,6 +162,8 @@ class Link:
             self._log.debug("dropped {t}: it belongs to another session", t=envelope.message.NAME)
             return
         self._take_ack(envelope.ack)
+        if isinstance(envelope.message, messages.Ack):
+            return
         if not envelope.message.NUMBERED:
             self._deliver(envelope.message)
             return

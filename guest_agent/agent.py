@@ -86,7 +86,6 @@ class GuestAgent:
             CopyOut: copier.copy_out,
             Confirm: self._confirm,
             Ping: lambda ping: link.send(Pong(ping.nonce)),
-            messages.Ack: lambda _: None,
         }
 
     # -- the broker

@@ -1,0 +1,49 @@
+"""Who may import whom, and what a start must not load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+THIRD_PARTY_OF_GUESTS = {"attrs", "stomp", "twisted", "zope"}
+
+
+def imported(package: str) -> set[str]:
+    """Top-level packages that any module of a package imports."""
+    names: set[str] = set()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("common", {"host_agent", "guest_agent", "vm_images"}),
+        ("guest_agent", {"host_agent", "vm_images"}),
+        ("host_agent", {"guest_agent"}),
+    ],
+)
+def test_packages_keep_to_themselves(package: str, forbidden: set[str]) -> None:
+    assert not imported(package) & forbidden
+
+
+@pytest.mark.parametrize("package", ["common", "guest_agent"])
+def test_the_guest_agent_needs_only_its_own_small_set(package: str) -> None:
+    others = imported(package) - set(sys.stdlib_module_names) - {"common", "guest_agent"}
+    assert others <= THIRD_PARTY_OF_GUESTS
+
+
+def test_the_keeper_needs_only_the_standard_library() -> None:
+    code = "import sys, guest_agent.keeper; print(*sorted({n.partition('.')[0] for n in sys.modules}))"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) - set(sys.stdlib_module_names) <= {"guest_agent", "__main__", "_distutils_hack"}

@@ -1,0 +1,111 @@
+"""Stands in for the guest agent in tests of the hypervisor drivers: does what one line from the host asks for.
+
+Runs inside the guest with the standard library alone; answers with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+SERVICE = ("10.0.2.100", 61613)
+ENDED_BY_HOST = 10  # the init powers the machine off
+
+
+def main() -> int:
+    with socket.create_connection(SERVICE, 20) as host:
+        host.settimeout(None)
+        say(host, hello())
+        for line in host.makefile("r"):
+            words = line.split()
+            if words[0] == "off":
+                return ENDED_BY_HOST
+            say(host, getattr(sys.modules[__name__], f"do_{words[0]}")(*words[1:]))
+    return 0
+
+
+def say(host: socket.socket, value: Any) -> None:
+    host.sendall(json.dumps(value).encode() + b"\n")
+
+
+def hello() -> dict[str, Any]:
+    with open(sys.argv[-1]) as file:
+        config = file.read()
+    mode = os.stat(sys.argv[-1]).st_mode & 0o777
+    return {"uid": os.getuid(), "groups": os.getgroups(), "config": config, "mode": mode, "home": os.getcwd()}
+
+
+def do_reach(kind: str, host: str, port: str) -> str:
+    """What happens to a connection to somewhere: "open", or the error's name."""
+    family = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, family) as one:
+        one.settimeout(3)
+        try:
+            one.connect((host, int(port)))
+            if kind == "udp":
+                one.send(b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x07example\x03org\0\0\x01\0\x01")
+                one.recv(512)
+            return "open"
+        except OSError as error:
+            return type(error).__name__
+
+
+def do_echo(count: str) -> list[bool]:
+    """Several connections at once, each of which must hear itself."""
+    ones = [socket.create_connection((SERVICE[0], 7), 20) for _ in range(int(count))]
+    for number, one in enumerate(ones):
+        one.sendall(b"%04d" % number)
+    heard = [one.recv(4) == b"%04d" % number for number, one in enumerate(ones)]
+    for one in ones:
+        one.close()
+    return heard
+
+
+def do_send(megabytes: str) -> float:
+    """MB/s to the service that swallows everything, until it says that it has all."""
+    size = int(megabytes) << 20
+    block = bytes(1 << 16)
+    with socket.create_connection((SERVICE[0], 9), 20) as one:
+        before = time.monotonic()
+        for _ in range(size // len(block)):
+            one.sendall(block)
+        one.shutdown(socket.SHUT_WR)
+        one.recv(1)
+    return size / 1e6 / (time.monotonic() - before)
+
+
+def do_receive(megabytes: str) -> float:
+    """MB/s from the service that sends as much as the first line asks for."""
+    size = int(megabytes) << 20
+    got = 0
+    with socket.create_connection((SERVICE[0], 19), 20) as one:
+        before = time.monotonic()
+        one.sendall(b"%d\n" % size)
+        while data := one.recv(1 << 16):
+            got += len(data)
+    return got / 1e6 / (time.monotonic() - before)
+
+
+def do_sha256(seconds: str) -> float:
+    """MB/s of SHA-256."""
+    digest, block, count, before = hashlib.sha256(), bytes(1 << 16), 0, time.monotonic()
+    while time.monotonic() - before < float(seconds):
+        digest.update(block)
+        count += len(block)
+    return count / 1e6 / (time.monotonic() - before)
+
+
+def do_round_trips(count: str) -> float:
+    """Seconds of one round trip over an open connection."""
+    with socket.create_connection((SERVICE[0], 7), 20) as one:
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        before = time.monotonic()
+        for _ in range(int(count)):
+            one.sendall(b"x")
+            one.recv(1)
+    return (time.monotonic() - before) / int(count)

@@ -1,0 +1,150 @@
+"""The main job, end to end, in a real virtual machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.files import endpoints_dir
+from host_agent.ledger import ledger_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+VMCTL = str(Path(sys.executable).with_name("vmctl"))
+DEADLINE = 240.0
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMWRAPPER_RUNTIME", str(tmp_path / "run"))
+    monkeypatch.setenv("VMWRAPPER_IMAGES", os.environ.get("VMWRAPPER_IMAGES", str(ROOT / "build" / "images")))
+
+
+def example(slot: Path) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "run_example.py"), "--slot", str(slot)]
+
+
+def left_behind(slot: Path) -> list[str]:
+    """Everything of a VM that could still be there."""
+    processes = [
+        str(each.info["cmdline"])
+        for each in psutil.process_iter(["cmdline"])
+        if str(slot) in " ".join(each.info["cmdline"] or []) and each.pid != os.getpid()
+    ]
+    files = [*slot.glob("vm-*"), *ledger_dir().iterdir(), *endpoints_dir().iterdir()]
+    return processes + [str(path) for path in files]
+
+
+def qemu_of(slot: Path, deadline: float = 60.0) -> psutil.Process:
+    """The QEMU process of the job in `slot`, once its task is running."""
+    until = time.monotonic() + deadline
+    while time.monotonic() < until:
+        if (slot / "stderr_worker").exists() and (slot / "stderr_worker").read_text():
+            for each in psutil.process_iter(["cmdline"]):
+                words = each.info["cmdline"] or []
+                if words and words[0].endswith("qemu-system-x86_64") and str(slot) in " ".join(words):
+                    return each
+        time.sleep(0.05)
+    raise AssertionError("no task was running in a VM")
+
+
+def test_the_worker_example(tmp_path: Path) -> None:
+    slot = tmp_path / "slot"
+    done = subprocess.run(example(slot), capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    source = ROOT / "examples" / "worker"
+    assert (slot / "out").read_bytes() == (source / "in").read_bytes().upper()
+    assert (slot / "stdout_worker").read_bytes() == (source / "stdin_worker").read_bytes().upper()
+    assert "worker: done" in (slot / "stderr_worker").read_text()
+    assert "SHA-256" in (slot / "stdout_summary").read_text()
+    assert (slot / "boinc_finish_called").read_text().split()[0] == "0"
+    assert (slot / "wrapper_checkpoint.txt").read_text().split()[0] == "2"
+    assert "finished with 0" in (slot / "stderr.txt").read_text()
+    assert left_behind(slot) == []
+
+
+@pytest.mark.parametrize("victim", ["qemu", "host agent"])
+def test_a_killed_vm_ends_the_job_with_its_reason(tmp_path: Path, victim: str) -> None:
+    slot = tmp_path / "slot"
+    with subprocess.Popen(example(slot), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        qemu = qemu_of(slot)
+        process = qemu if victim == "qemu" else qemu.parent()
+        assert process is not None
+        process.kill()
+        output, _ = job.communicate(timeout=DEADLINE)
+    assert job.returncode == 208, output
+    log = (slot / "stderr.txt").read_text()
+    assert ("killed by signal 9" if victim == "qemu" else "host agent") in log
+    assert "Traceback" not in output
+    psutil.wait_procs([qemu], timeout=10)
+    subprocess.run([VMCTL, "sweep"], check=True, timeout=60)
+    assert [each for each in left_behind(slot) if not each.endswith((".json", ".sock"))] == []
+
+
+def test_a_wrapper_that_is_killed_leaves_no_vm(tmp_path: Path) -> None:
+    slot = tmp_path / "slot"
+    with subprocess.Popen(example(slot), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
+        qemu = qemu_of(slot)
+        agent = qemu.parent()
+        assert agent is not None
+        wrapper = agent.parent()
+        assert wrapper is not None
+        wrapper.kill()
+        _gone, alive = psutil.wait_procs([agent, qemu], timeout=30)
+        assert not alive
+        job.send_signal(signal.SIGKILL)
+    assert left_behind(slot) == []
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[str]:
+    """A VM named `box`, started as a person does."""
+    command = [VMCTL, "start", "box"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None and running.stderr is not None
+        assert "box is ready" in running.stdout.readline(), running.stderr.read()
+        yield "box"
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 0
+    assert not list(ledger_dir().iterdir())
+
+
+def vmctl(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([VMCTL, *words], capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def test_vmctl_runs_commands_and_copies_files(machine: str, tmp_path: Path) -> None:
+    assert "running  present  debian-minimal" in vmctl("vms").stdout
+    done = vmctl("run", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    assert vmctl("run", "box", "--", "id", "-un").stdout == "vmwrapper\n"
+    assert vmctl("run", "box", "--", "no-such-program").returncode == 127
+    assert vmctl("run", "box", "--", "sh", "-c", "kill -9 $$").returncode == 137
+    assert "No VM" in vmctl("ping", "cellar").stderr or "no VM" in vmctl("ping", "cellar").stderr
+
+    source = tmp_path / "data"
+    source.write_bytes(os.urandom(5_000_000))
+    assert vmctl("copy", str(source), "box:there/").returncode == 0
+    assert vmctl("copy", "box:there/data", str(tmp_path / "back")).returncode == 0
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    assert "relative path" in vmctl("copy", "box:/etc/passwd", str(tmp_path / "x")).stderr
+
+    assert vmctl("pause", "box").stdout == "box is paused\n"
+    assert vmctl("resume", "box").stdout == "box is running\n"
+    assert vmctl("ping", "box").returncode == 0
+
+
+def test_doctor_finds_what_vms_need() -> None:
+    done = vmctl("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "qemu-system" in done.stdout
+    assert "KVM" in done.stdout
