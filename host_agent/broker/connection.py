@@ -291,7 +291,7 @@ class BrokerConnection(Protocol):
             self._broker.wants_turn(self)
 
     def _set_reading(self, reading: bool) -> None:
-        if reading != self._reading and self.transport is not None:
+        if reading != self._reading and self.transport is not None and self._state not in _ENDED:
             self._reading = reading
             if reading:
                 if self._heart_beats is not None:

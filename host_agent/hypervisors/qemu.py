@@ -198,6 +198,7 @@ class QemuMachine(ProcessProtocol):
 
     def monitor_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "SHUTDOWN":
+            self._cpu_seconds = self.cpu_seconds()  # while its process can still be asked
             self._guest_ended = str(data.get("reason", "")) if data.get("guest") else ""
         elif name == "STOP" and self.state is MachineState.RUNNING:
             self._change(MachineState.PAUSED)

@@ -202,7 +202,6 @@ async def test_guest_powers_itself_off(guest: Guest) -> None:
     assert "guest" in guest.told.reasons[-1]
 
 
-@pytest.mark.xfail(strict=True, reason="the driver looks at the CPU time only when it is asked, or ends the VM itself")
 @ensureDeferred
 async def test_cpu_time_is_known_after_the_guest_powered_itself_off(guest: Guest) -> None:
     guest.asker.say("off")

@@ -1,0 +1,84 @@
+"""`python -m benchmarks NAME [--json FILE]`: measure, print a table, and say on which machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from host_agent.hypervisors.kvm import DEVICE
+from host_agent.hypervisors.qemu import QEMU
+
+NAMES = {
+    "boot": "cold boot of the default image until its agent answers",
+    "end_latency": "how soon a task's end is known",
+    "copy": "256 MiB into a VM and out of it, against a bare TCP stream",
+    "broker": "requests and memory of the embedded broker",
+}
+IMAGES = Path(__file__).parents[1] / "build" / "images"
+
+
+def main() -> int:
+    lines = "\n".join(f"  {name:12} {line}" for name, line in NAMES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"benchmarks:\n{lines}\n  {'all':12} each of them, in a process of its own",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", choices=[*NAMES, "all"], help="what to measure")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there, too")
+    options = parser.parse_args()
+    os.environ.setdefault("VMWRAPPER_IMAGES", str(IMAGES))
+    if options.name == "all":
+        return _all(options.json)
+    metrics: dict[str, float] = importlib.import_module(f"benchmarks.{options.name}").run()
+    print(f"{options.name}, on {machine()}")
+    for metric, value in metrics.items():
+        print(f"  {metric:28} {value:12.3f}")
+    if options.json is not None:
+        options.json.write_text(json.dumps({"name": options.name, "metrics": metrics}) + "\n", "utf-8")
+    return 0
+
+
+def _all(file: Path | None) -> int:
+    """Each benchmark in a process of its own: Twisted's reactor starts only once."""
+    failed, found = 0, {}
+    for name in NAMES:
+        part = file.with_name(f"{file.name}.{name}") if file is not None else None
+        options = ["--json", str(part)] if part is not None else []
+        failed += bool(subprocess.run([sys.executable, "-m", "benchmarks", name, *options], check=False).returncode)
+        if part is not None and part.exists():
+            found.update({f"{name}.{key}": value for key, value in json.loads(part.read_text())["metrics"].items()})
+            part.unlink()
+    if file is not None:
+        file.write_text(json.dumps({"name": "all", "metrics": found}) + "\n", "utf-8")
+    return 1 if failed else 0
+
+
+def machine() -> str:
+    """One line: cores, processor, QEMU, accelerator."""
+    try:
+        words = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout.split()
+        qemu = f"QEMU {words[3]}"
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        qemu = "no QEMU"
+    accelerator = "KVM, if it works" if os.access(DEVICE, os.R_OK | os.W_OK) else "emulated (TCG)"
+    return f"{os.cpu_count()} cores, {_processor()}, {qemu}, {accelerator}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from vm_images.cache import Cache, default_cache, digest_of
+from vm_images.tools import BuildError
+
+
+def write(place: Path) -> None:
+    (place / "file").write_text("made")
+
+
+def test_made_once(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    made = []
+    for _ in range(2):
+        place = cache.layer("kind", "key", lambda place: made.append(place))
+    assert len(made) == 1
+    assert place == tmp_path / "kind" / "key"
+
+
+def test_half_made_layer_is_no_layer(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    def fail(place: Path) -> None:
+        write(place)
+        raise BuildError("half-way")
+
+    with pytest.raises(BuildError):
+        cache.layer("kind", "key", fail)
+    assert [p.name for p in (tmp_path / "kind").iterdir()] == [".lock"]
+    assert (cache.layer("kind", "key", write) / "file").exists()
+
+
+def test_refresh_makes_anew(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.layer("kind", "key", write)
+    place = cache.layer("kind", "key", lambda place: (place / "new").touch(), refresh=True)
+    assert [p.name for p in place.iterdir()] == ["new"]
+
+
+def test_oldest_layers_go(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, keep=2)
+    for age, key in enumerate(["a", "b", "c"]):
+        place = cache.layer("kind", key, write)
+        os.utime(place, (age, age))
+    cache.layer("kind", "d", write)
+    assert sorted(p.name for p in (tmp_path / "kind").iterdir() if p.is_dir()) == ["c", "d"]
+
+
+def test_full_disk_is_said(tmp_path: Path) -> None:
+    def fail(place: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(BuildError, match="disk is full") as caught:
+        Cache(tmp_path).layer("kind", "key", fail)
+    assert "--cache" in caught.value.hint
+
+
+def test_unusable_place(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be used"):
+        Cache(tmp_path / "file").layer("kind", "key", write)
+
+
+def test_digest_keeps_parts_apart() -> None:
+    assert digest_of(["ab", "c"]) != digest_of(["a", "bc"])
+    assert digest_of(["a"]) == digest_of([b"a"])
+
+
+def test_default_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMWRAPPER_CACHE", "/chosen")
+    assert default_cache() == Path("/chosen")
+    monkeypatch.delenv("VMWRAPPER_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert default_cache().parts[-1] == "vmwrapper"
