@@ -83,7 +83,7 @@ def with_guest(
                 home = folder / f"host-{number}"
                 home.mkdir()
                 began = time.perf_counter()
-                vm = await vms.start(VM, image, folder / "vms", watch=lambda state, reason: None)
+                vm = await vms.start(VM, image, folder / "vms", cpus=int(os.environ.get("CPUS", "1")), watch=lambda state, reason: None)
                 seconds = time.perf_counter() - began
 
                 def measured(home: Path = home, seconds: float = seconds) -> dict[str, float]:

@@ -7,6 +7,7 @@ A repeat of a known copy is answered with its result, or waits for the one that 
 from __future__ import annotations
 
 import json
+import mmap
 import threading
 import time
 from collections.abc import Callable
@@ -90,7 +91,7 @@ class Copier:
         destination = self._confine(message.destination)
         client = _Client(self._address, message.token)
         manifest = transfer.Manifest.from_json(client.get_manifest())
-        sink = transfer.Sink(destination, manifest, message.command)
+        sink = transfer.Sink(destination, manifest, message.command, direct=True)
         try:
             digest = client.download(sink)
             sha256 = sink.finish(digest)
@@ -176,18 +177,35 @@ class _Client:
         return found[-1]
 
     def download(self, sink: transfer.Sink) -> str:
-        """Bring the sink the rest of its bytes; returns the digest that follows them."""
-        buffer = memoryview(bytearray(READ))
+        """Bring the sink the rest of its bytes; returns the digest that follows them.
+
+        While one buffer is filled, the other is hashed and written in a second thread.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        buffers = [memoryview(mmap.mmap(-1, READ)) for _ in range(2)]  # aligned to pages
         digest: list[str] = []
+
+        def receive(response: HTTPResponse, writer: ThreadPoolExecutor) -> None:
+            left = sink.total - sink.offset
+            written = writer.submit(sink.write, b"")
+            try:
+                while left:
+                    count = response.readinto(buffers[0][: min(READ, left)])
+                    if not count:
+                        raise ConnectionError("the stream ended early")
+                    left -= count
+                    self._moved = time.monotonic()
+                    written.result()
+                    written = writer.submit(sink.write, buffers[0][:count])
+                    buffers.reverse()
+            finally:
+                written.result()  # what was received counts, also when the connection breaks
 
         def step() -> bool:
             response = self._ask("GET", "data", start=sink.offset)
-            while sink.offset < sink.total:
-                count = response.readinto(buffer[: min(READ, sink.total - sink.offset)])
-                if not count:
-                    raise ConnectionError("the stream ended early")
-                sink.write(buffer[:count])
-                self._moved = time.monotonic()
+            with ThreadPoolExecutor(1) as writer:
+                receive(response, writer)
             tail = response.read()
             if len(tail) != transfer.DIGEST_LENGTH:
                 raise ConnectionError("the stream ended early")

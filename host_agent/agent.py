@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
@@ -23,6 +23,7 @@ from .files_service import FilesService
 from .guests import Guest, Guests
 from .hypervisors.base import Hypervisor
 from .ledger import sweep
+from .once import Once
 from .operations import Operations
 from .vms import BROKER_PORT, FILES_PORT, VirtualMachines
 
@@ -91,7 +92,8 @@ class HostAgent:
         self._stopped = stopped
         self._port: IListeningPort | None = None
         self._link: BrokerLink | None = None
-        self._ending: Deferred[None] | None = None
+        # End every VM and remove what this agent made; then tell `stopped`.
+        self.shut_down = Once(self._shut_down)
 
     def wire(self, guests: Guests, vms: VirtualMachines, control: ControlServer) -> None:
         self._guests, self._vms, self._control = guests, vms, control
@@ -129,24 +131,18 @@ class HostAgent:
         else:
             self._guests.received(body)
 
-    def shut_down(self) -> Deferred[None]:
-        """End every VM and remove what this agent made; then tell `stopped`. Asked twice, it ends once."""
-        if self._ending is None:
-            self._ending = Deferred.fromCoroutine(self._shut_down())
-        waiting: Deferred[None] = Deferred()
-        self._ending.chainDeferred(waiting) if not self._ending.called else waiting.callback(None)
-        return waiting
-
     async def _shut_down(self) -> None:
-        try:
-            await self._vms.stop_all()
-            self._guests.stop()
-            if self._link is not None:
-                await self._link.stop()
-            await self._broker.stop()
-            await self._control.stop()
-        except Exception:
-            self._log.failure("the host agent could not end cleanly")
-        finally:
-            # After the answer to whoever asked for the end has been written.
-            self._reactor.callLater(0.05, self._stopped)
+        for part, end in (
+            ("virtual machines", self._vms.stop_all),
+            ("guests", self._guests.stop),
+            ("connection to the broker", self._link.stop if self._link is not None else None),
+            ("broker", self._broker.stop),
+            ("control interface", self._control.stop),
+        ):
+            try:
+                if end is not None:
+                    await maybeDeferred(end)
+            except Exception:
+                self._log.failure("could not end its {part} cleanly", part=part)
+        # After the answer to whoever asked for the end has been written.
+        self._reactor.callLater(0.05, self._stopped)

@@ -26,8 +26,9 @@ from common.errors import ConfigError, VMwrapperError
 
 from .commands import Commands
 from .guests import Guest, Guests, Presence
-from .hypervisors.base import Hypervisor, HypervisorError, Machine, MachineSpec, MachineState
+from .hypervisors.base import Hypervisor, Machine, MachineSpec, MachineState
 from .hypervisors.images import Image
+from .once import Once
 
 BROKER_PORT = 61613  # as guests see them, at the hypervisor's gateway
 FILES_PORT = 61614
@@ -56,8 +57,8 @@ class VirtualMachine:
     directory: Path
     machine: Machine | None = None
     reason: str = ""
-    ended: list[Callable[[str], None]] = attrs.field(factory=list, repr=False)
     ending: bool = False
+    end: Once | None = attrs.field(default=None, repr=False)
     watchers: list[StateUpdate] = attrs.field(factory=list, repr=False)
 
     def describe(self, commands: int) -> dict[str, Any]:
@@ -214,8 +215,13 @@ class VirtualMachines:
         self._guests.forget(vm.guest, vm.reason)
         self._commands.guest_gone(vm.guest, vm.reason)
 
-    async def stop(self, vm: VirtualMachine, reason: str = "it was stopped") -> None:
+    def stop(self, vm: VirtualMachine, reason: str = "it was stopped") -> Deferred[None]:
         """End a VM and remove everything of it."""
+        if vm.end is None:
+            vm.end = Once(lambda: self._stop(vm, reason))
+        return vm.end()
+
+    async def _stop(self, vm: VirtualMachine, reason: str) -> None:
         vm.ending = True
         if vm.guest.presence is not Presence.GONE:
             sentence = f"The VM {vm.name} is gone: {reason}"
@@ -224,8 +230,8 @@ class VirtualMachines:
         try:
             if vm.machine is not None:
                 await vm.machine.destroy()
-        except HypervisorError as error:
-            self._log.error("{name}: {error}", name=vm.name, error=error)
+        except Exception:
+            self._log.failure("{name} could not be removed cleanly", name=vm.name)
         finally:
             shutil.rmtree(vm.directory, ignore_errors=True)
             self._vms.pop(vm.name, None)
@@ -242,7 +248,7 @@ class VirtualMachines:
         return vm.machine
 
     async def stop_all(self) -> None:
-        await gatherResults([Deferred.fromCoroutine(self.stop(vm, "the host agent ends")) for vm in self])
+        await gatherResults([self.stop(vm, "the host agent ends") for vm in self])
 
 
 def _indent(text: str) -> str:

@@ -105,6 +105,37 @@ def test_a_wrapper_that_is_killed_leaves_no_vm(tmp_path: Path) -> None:
     assert left_behind(slot) == []
 
 
+MANAGED = """\
+<job_desc>
+  <VMmanage_task>
+    <application>vmwrapper-host-agent</application>
+    <stdout_filename>stdout_agent</stdout_filename>
+    <stderr_filename>stderr_agent</stderr_filename>
+  </VMmanage_task>
+  <task>
+    <virtualmachine>box</virtualmachine>
+    <application>sh</application>
+    <command_line>-c "echo hello"</command_line>
+    <stdout_filename>stdout</stdout_filename>
+  </task>
+</job_desc>
+"""
+
+
+def test_a_host_agent_that_the_job_itself_manages(tmp_path: Path) -> None:
+    slot = tmp_path / "slot"
+    slot.mkdir()
+    (slot / "job.xml").write_text(MANAGED)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-P", "-m", "host_agent.wrapper.main"]
+    done = subprocess.run(
+        command, cwd=slot, env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (slot / "stdout").read_text() == "hello\n"
+    assert left_behind(slot) == []
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[str]:
     """A VM named `box`, started as a person does."""

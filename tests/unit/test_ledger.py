@@ -1,0 +1,71 @@
+"""The sweep removes what is ours and provably dead, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host_agent.ledger import ENTRY, LedgerEntry, ledger_dir, sweep
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMWRAPPER_RUNTIME", str(tmp_path / "run"))
+
+
+def forge(entry: LedgerEntry, **changes: Any) -> None:
+    file = entry.path / ENTRY
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_what_a_living_agent_owns_stays(tmp_path: Path) -> None:
+    (tmp_path / "vm-a").mkdir()
+    entry = LedgerEntry("a", tmp_path / "vm-a")
+    assert sweep() == []
+    assert entry.path.is_dir()
+    entry.close()
+    assert list(ledger_dir().iterdir()) == []
+
+
+def test_what_a_dead_agent_owned_goes_with_its_process(tmp_path: Path) -> None:
+    (tmp_path / "vm-a").mkdir()
+    (tmp_path / "vm-a" / "disk.qcow2").touch()
+    entry = LedgerEntry("a", tmp_path / "vm-a")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as vm:
+        entry.has_process(vm.pid)
+        forge(entry, owner=[2**22 - 1, 1.0])
+        assert len(sweep()) == 3
+        vm.wait(10)
+    assert not (tmp_path / "vm-a").exists()
+    assert not entry.path.exists()
+
+
+def test_a_pid_that_somebody_else_has_now_is_left_alone(tmp_path: Path) -> None:
+    entry = LedgerEntry("a", tmp_path / "vm-a")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+        forge(entry, owner=[2**22 - 1, 1.0], process=[other.pid, 1.0])
+        sweep()
+        assert other.poll() is None
+        other.kill()
+
+
+def test_only_directories_of_vms_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    entry = LedgerEntry("a", tmp_path / "precious")
+    forge(entry, owner=[2**22 - 1, 1.0])
+    sweep()
+    assert (tmp_path / "precious").is_dir()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"owner":1}'])
+def test_an_entry_that_cannot_be_read_is_left(content: bytes) -> None:
+    place = ledger_dir() / "x"
+    place.mkdir()
+    (place / ENTRY).write_bytes(content)
+    assert sweep() == []
+    assert place.is_dir()
