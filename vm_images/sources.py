@@ -1,4 +1,4 @@
-"""Where Debian comes from: the host's own apt sources when it has the release, else Debian's public address."""
+"""Where Debian comes from: the host's own apt sources. No archive's address stands in this project."""
 
 from __future__ import annotations
 
@@ -6,24 +6,34 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from .tools import BuildError
+
 APT = Path("/etc/apt")
-PUBLIC = "http://deb.debian.org/debian"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # Options of a source that change what is fetched or trusted, as the one-line format spells them.
 _OPTIONS = {"Signed-By": "signed-by", "Trusted": "trusted", "Check-Valid-Until": "check-valid-until"}
 
 
 def debian_sources(release: str, apt: Path = APT) -> list[str]:
-    """One-line sources of `release`, its updates and its security fixes, component main."""
+    """One-line sources of `release`, its updates and its security fixes, component main.
+
+    A host of another Debian release has them in the same archive. BuildError when there is no such archive here.
+    """
     suites = {release, f"{release}-updates", f"{release}-security"}
     found: dict[str, None] = {}
+    archives: dict[str, None] = {}
     for options, uri, suite, components in _entries(apt):
         if suite.rstrip("/").removesuffix("/updates") in suites and "main" in components:
             found.setdefault(_line(options, uri, suite))
+        if uri.rstrip("/").endswith("/debian") and "-" not in suite and "main" in components:
+            archives.setdefault(_line(options, uri, release))
     if any(line.split()[-2] == release for line in found):
         return list(found)
-    signed = {"signed-by": str(KEYRING)} if KEYRING.exists() else {}
-    return [_line(signed, PUBLIC, release)]
+    if archives:
+        return list(archives)[:1]
+    raise BuildError(
+        f"this host's apt has no source of Debian {release}",
+        f"add one with the suite {release} and the component main to {apt}/sources.list.d",
+    )
 
 
 def _line(options: dict[str, str], uri: str, suite: str) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vm_images import sources
 from vm_images.sources import debian_sources
+from vm_images.tools import BuildError
 
 DEB822 = """\
 # a comment
@@ -59,12 +59,15 @@ def test_one_line_format(apt: Path) -> None:
     assert debian_sources("bookworm", apt) == ["deb [trusted=yes] http://mirror.test/debian bookworm main"]
 
 
-def test_a_host_of_another_release_uses_the_public_archive(apt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (apt / "sources.list").write_text("deb http://mirror.test/ubuntu noble main\n")
-    monkeypatch.setattr(sources, "KEYRING", apt / "none.gpg")
-    assert debian_sources("bookworm", apt) == ["deb http://deb.debian.org/debian bookworm main"]
+def test_a_host_of_another_debian_release_uses_the_same_archive(apt: Path) -> None:
+    (apt / "sources.list").write_text("deb http://mirror.test/debian trixie main\n")
+    assert debian_sources("bookworm", apt) == ["deb http://mirror.test/debian bookworm main"]
 
 
-def test_security_alone_is_not_the_release(apt: Path) -> None:
-    (apt / "sources.list").write_text("deb http://mirror.test/security bookworm-security main\n")
-    assert "deb.debian.org" in debian_sources("bookworm", apt)[0]
+@pytest.mark.parametrize(
+    "line", ["deb http://mirror.test/ubuntu noble main", "deb http://mirror.test/security bookworm-security main", ""]
+)
+def test_a_host_without_a_debian_archive_says_what_to_add(apt: Path, line: str) -> None:
+    (apt / "sources.list").write_text(line + "\n")
+    with pytest.raises(BuildError, match="no source of Debian bookworm"):
+        debian_sources("bookworm", apt)
