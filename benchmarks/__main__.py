@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from host_agent.hypervisors.kvm import DEVICE
 from host_agent.hypervisors.qemu import QEMU
 
 NAMES = {
@@ -20,6 +19,14 @@ NAMES = {
     "copy": "256 MiB into a VM and out of it, against a bare TCP stream",
     "broker": "requests and memory of the embedded broker",
 }
+_PROBE = """
+from twisted.internet.task import react
+from host_agent.hypervisors.kvm import KvmProbe
+from host_agent.hypervisors.qemu import QEMU
+def tell(why_not):
+    print("emulated (TCG)" if why_not else "KVM")
+react(lambda reactor: KvmProbe(reactor, QEMU).why_not().addCallback(tell))
+"""
 IMAGES = Path(__file__).parents[1] / "build" / "images"
 
 
@@ -67,8 +74,9 @@ def machine() -> str:
         qemu = f"QEMU {words[3]}"
     except (OSError, subprocess.CalledProcessError, IndexError):
         qemu = "no QEMU"
-    accelerator = "KVM, if it works" if os.access(DEVICE, os.R_OK | os.W_OK) else "emulated (TCG)"
-    return f"{os.cpu_count()} cores, {_processor()}, {qemu}, {accelerator}"
+    # In a process of its own, because the probe needs the reactor.
+    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    return f"{os.cpu_count()} cores, {_processor()}, {qemu}, {probe.stdout.strip() or 'no accelerator known'}"
 
 
 def _processor() -> str:

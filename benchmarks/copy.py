@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from statistics import median
+from typing import Any
 
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.python.failure import Failure
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from host_agent.hypervisors.images import DEFAULT_IMAGE, find_image
@@ -48,25 +48,25 @@ class _Stream(Protocol):
     _paused = False
 
     def dataReceived(self, data: bytes) -> None:
-        assert self.transport is not None
+        transport: Any = self.transport
         if self._inwards is None:
             self._inwards, data = data[:1] == b"i", data[1:]
             if self._inwards:
-                self.transport.registerProducer(self, True)
+                transport.registerProducer(self, True)
                 self.resumeProducing()
         if not self._inwards:
             self._left -= len(data)
             if not self._left:
-                self.transport.write(b".")
+                transport.write(b".")
 
     def resumeProducing(self) -> None:
-        assert self.transport is not None
+        transport: Any = self.transport
         self._paused = False
         while self._left and not self._paused:
             self._left -= len(PIECE)
-            self.transport.write(PIECE)
+            transport.write(PIECE)
         if not self._left:
-            self.transport.unregisterProducer()
+            transport.unregisterProducer()
 
     def pauseProducing(self) -> None:
         self._paused = True

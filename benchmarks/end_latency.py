@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from statistics import median
 
-from twisted.internet.protocol import Protocol
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
 from host_agent.hypervisors.images import Image
@@ -32,7 +31,7 @@ class _Stamped(ProtocolWrapper):
     def dataReceived(self, data: bytes) -> None:
         if b'"t":"RESULT"' in data:
             _arrived[0] = time.perf_counter()
-        super().dataReceived(data)
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
 
 
 def _stamp(services: Services) -> Services:

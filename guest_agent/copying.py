@@ -6,10 +6,14 @@ A repeat of a known copy is answered with its result, or waits for the one that 
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
+import socket
+import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +28,14 @@ from common.link import Link
 from common.messages import Copied, CopyIn, CopyOut
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from http.client import HTTPConnection, HTTPResponse
 
 PATIENCE = 120.0  # seconds without a byte
 TIMEOUT = 30.0  # seconds for one read or write on the socket
 READ = 1024 * 1024
+AHEAD = 2  # buffers of that size
+WAKE = 64 * 1024  # bytes that are worth waking up for
 BLOCK = 4 * 1024 * 1024  # bytes in one upload request
 AT_ONCE = 4  # copies; more wait
 
@@ -183,36 +190,39 @@ class _Client:
         """
         from concurrent.futures import ThreadPoolExecutor
 
-        buffers = [memoryview(mmap.mmap(-1, READ)) for _ in range(2)]  # aligned to pages
+        buffers = deque(memoryview(mmap.mmap(-1, READ)) for _ in range(AHEAD))  # aligned to pages
         digest: list[str] = []
 
-        def receive(response: HTTPResponse, writer: ThreadPoolExecutor) -> None:
+        def receive(stream: _Stream, writer: ThreadPoolExecutor) -> None:
             left = sink.total - sink.offset
-            written = writer.submit(sink.write, b"")
+            written: deque[Future[None]] = deque()
             try:
                 while left:
-                    count = response.readinto(buffers[0][: min(READ, left)])
-                    if not count:
-                        raise ConnectionError("the stream ended early")
+                    if len(written) == AHEAD:
+                        written.popleft().result()
+                    count = stream.fill(buffers[0][: min(READ, left)], last=left <= READ)
                     left -= count
                     self._moved = time.monotonic()
-                    written.result()
-                    written = writer.submit(sink.write, buffers[0][:count])
-                    buffers.reverse()
+                    written.append(writer.submit(sink.write, buffers[0][:count]))
+                    buffers.rotate(-1)
             finally:
-                written.result()  # what was received counts, also when the connection breaks
+                for future in written:  # what was received counts, also when the connection breaks
+                    future.result()
 
         def step() -> bool:
             response = self._ask("GET", "data", start=sink.offset)
+            assert self._connection is not None
+            stream = _Stream(response, self._connection.sock)
             with ThreadPoolExecutor(1) as writer:
-                receive(response, writer)
-            tail = response.read()
-            if len(tail) != transfer.DIGEST_LENGTH:
+                receive(stream, writer)
+            tail = bytearray(transfer.DIGEST_LENGTH)
+            if stream.fill(memoryview(tail), last=True) < len(tail):
                 raise ConnectionError("the stream ended early")
             digest.append(tail.decode("ascii", "replace"))
             return True
 
         self._patiently(step)
+        self.close()  # the response was not read through the connection's own buffer
         return digest[-1]
 
     def upload(self, path: Path, manifest: transfer.Manifest) -> str:
@@ -261,6 +271,35 @@ class _Client:
         finally:
             source.close()
         return source.digest()
+
+
+class _Stream:
+    """The body of a response, straight from the socket: one system call for each buffer, not for each packet."""
+
+    def __init__(self, response: HTTPResponse, sock: socket.socket) -> None:
+        # All that came with the headers, and lies in the response's buffer now.
+        self._head = memoryview(response.read1(io.DEFAULT_BUFFER_SIZE))
+        self._socket = sock
+        # With Python's own timeout the socket would not block, and MSG_WAITALL do nothing.
+        sock.settimeout(None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(TIMEOUT), 0))
+
+    def fill(self, view: memoryview, last: bool) -> int:
+        """Receive until `view` is full, or what comes before a break; `last` when nothing is to follow soon."""
+        filled = min(len(view), len(self._head))
+        view[:filled] = self._head[:filled]
+        self._head = self._head[filled:]
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1 if last else WAKE)
+        try:
+            while filled < len(view):
+                count = self._socket.recv_into(view[filled:], 0, socket.MSG_WAITALL)
+                if not count:
+                    raise ConnectionError("the stream ended early")
+                filled += count
+        except OSError:
+            if not filled:
+                raise
+        return filled
 
 
 def _pieces(source: transfer.Source, most: int) -> list[bytes]:

@@ -192,6 +192,16 @@ async def test_files_and_trees_go_in_and_come_back(laptop: Laptop) -> None:
     assert sorted(path.name for path in laptop.host.iterdir()) == ["back", "tree"]
 
 
+@pytest.mark.parametrize("size", [0, 1, 8000, 8192, 100_000, 1_048_576, 1_048_577, 5_000_000])
+@pytest_twisted.ensureDeferred
+async def test_a_file_of_any_size_arrives_without_a_pause(laptop: Laptop, size: int) -> None:
+    source = laptop.host / "file"
+    source.write_bytes(os.urandom(size))
+    done = await within(laptop.put(source, "file"))
+    assert (laptop.home / "file").read_bytes() == source.read_bytes()
+    assert done["seconds"] < 10  # a third of the time after which a socket is given up
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_copy_goes_on_after_its_connection_was_cut(laptop: Laptop) -> None:
     source = laptop.host / "big"

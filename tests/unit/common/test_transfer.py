@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from pathlib import Path
 
@@ -39,11 +40,11 @@ def read_tree(root: Path) -> dict[str, object]:
     }
 
 
-def copy(source: Path, destination: Path, piece: int = 100, stop_at: int = 0) -> str:
+def copy(source: Path, destination: Path, piece: int = 100, stop_at: int = 0, direct: bool = False) -> str:
     """Copy; with `stop_at`, break off there once and go on with a new Sink."""
     manifest = Manifest.from_json(scan(source).to_json())
     stream = Source(source, manifest)
-    sink = Sink(destination, manifest, "c-1")
+    sink = Sink(destination, manifest, "c-1", direct=direct)
     while data := stream.read(piece):
         if stop_at and stream.offset > stop_at:
             stop_at = 0
@@ -66,6 +67,23 @@ def test_a_tree_arrives_as_it_was(
     copy(place / "from", place / "to", piece, stop_at)
     assert read_tree(place / "to") == read_tree(place / "from")
     assert sorted(path.name for path in place.iterdir()) == ["from", "to"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 1_000_000, 1_048_576])
+def test_writing_past_the_page_cache_gives_the_same_file(tmp_path: Path, size: int) -> None:
+    source = tmp_path / "a"
+    source.write_bytes(os.urandom(size))
+    manifest = scan(source)
+    stream = Source(source, manifest)
+    sink = Sink(tmp_path / "b", manifest, "c-1", direct=True)
+    buffer = memoryview(mmap.mmap(-1, 262144))  # aligned to pages, as direct writing wants it
+    while data := stream.read(len(buffer)):
+        buffer[: len(data)] = data
+        sink.write(buffer[: len(data)])
+    sink.finish(stream.digest())
+    assert (tmp_path / "b").read_bytes() == source.read_bytes()
+    copy(source, tmp_path / "c", piece=5000, direct=True)  # not aligned: falls back
+    assert (tmp_path / "c").read_bytes() == source.read_bytes()
 
 
 def test_a_file_keeps_its_executable_bit_and_replaces_an_older_one(tmp_path: Path) -> None:
