@@ -7,10 +7,10 @@ parent can learn its CPU time and memory (`wait4`), which Twisted's own reaper t
 The agent talks to it over a Unix socket in frames: four bytes of length (big-endian), a JSON object on one line,
 and for output a newline and the raw bytes. Only the standard library is imported here.
 
-    agent → keeper   spawn  id argv env cwd stdin deadline      seek   id stream offset   (send again from there)
+    agent → keeper   spawn  id argv env cwd stdin deadline      seek   id stdout stderr   (send again from there)
                      ack    id stream offset                    signal id signal
                      forget id                                  quit
-    keeper → agent   state  commands: [id pid ended streams]    (first, on every connection)
+    keeper → agent   state  commands: [id pid running stdout stderr]  (first, on every connection)
                      started id pid     refused id reason       output id stream offset + bytes
                      ended  id outcome … (after the last byte of output)
 """
@@ -25,11 +25,12 @@ import selectors
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, Callable
+
+from .children import Child, Stream, signal_name, spawn, why_not_started
 
 BUFFER = 1024 * 1024  # bytes of one stream that wait for the host; then the program's pipe fills and it waits
 PIECE = 64 * 1024  # bytes in one output frame
@@ -56,46 +57,13 @@ def unpack(body: bytes) -> tuple[dict[str, Any], bytes]:
     return head, payload
 
 
-class _Stream:
-    """One output stream: what was read from the pipe and the host has not got yet."""
-
-    def __init__(self, name: str, fd: int) -> None:
-        self.name = name
-        self.fd = fd  # -1 once it is at its end
-        self.buffer = bytearray()
-        self.base = 0  # offset of buffer[0]
-        self.sent = 0  # offset up to which the present agent was told
-        self.next_send = 0.0
-
-    @property
-    def end(self) -> int:
-        return self.base + len(self.buffer)
-
-
-class _Command:
-    def __init__(self, command_id: str, process: subprocess.Popen[bytes], stdout: int, stderr: int) -> None:
-        self.id = command_id
-        self.process = process
-        self.pid = process.pid
-        self.started = time.monotonic()
-        self.running = True
-        self.past_deadline = False
-        self.result: dict[str, Any] | None = None
-        self.told = False  # the present agent knows the result
-        self.streams = {"stdout": _Stream("stdout", stdout), "stderr": _Stream("stderr", stderr)}
-
-    @property
-    def drained(self) -> bool:
-        return all(stream.fd < 0 and stream.sent == stream.end for stream in self.streams.values())
-
-
 class Keeper:
     """The keeper's loop. `path` is the socket on which the agent connects; its directory is private."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._selector = selectors.DefaultSelector()
-        self._commands: dict[str, _Command] = {}
+        self._commands: dict[str, Child] = {}
         self._agent: socket.socket | None = None
         self._incoming = bytearray()
         self._outgoing = bytearray()
@@ -165,7 +133,7 @@ class Keeper:
                     stream.sent = stream.base
             self._tell({"op": "state", "commands": [self._describe(c) for c in self._commands.values()]})
 
-    def _describe(self, command: _Command) -> dict[str, Any]:
+    def _describe(self, command: Child) -> dict[str, Any]:
         return {
             "id": command.id,
             "pid": command.pid,
@@ -237,9 +205,9 @@ class Keeper:
             self._tell({"op": "refused", "id": command_id, "reason": f"{MAX_COMMANDS} commands are held already"})
             return
         try:
-            command = self._commands[command_id] = _spawn(head)
+            command = self._commands[command_id] = spawn(head)
         except (OSError, ValueError) as error:
-            self._tell({"op": "refused", "id": command_id, "reason": _why_not_started(head, error)})
+            self._tell({"op": "refused", "id": command_id, "reason": why_not_started(head, error)})
             return
         for stream in command.streams.values():
             os.set_blocking(stream.fd, False)
@@ -286,7 +254,7 @@ class Keeper:
 
     # -- the programs
 
-    def _kill(self, command: _Command, number: int) -> None:
+    def _kill(self, command: Child, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(command.pid, number)
 
@@ -297,7 +265,7 @@ class Keeper:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(command.pid, 0)
 
-    def _deadline(self, command: _Command) -> None:
+    def _deadline(self, command: Child) -> None:
         if command.running:
             command.past_deadline = True
             self._kill(command, signal.SIGKILL)
@@ -315,7 +283,7 @@ class Keeper:
             if pid:
                 self._ended(command, status, usage)
 
-    def _ended(self, command: _Command, status: int, usage: Any) -> None:
+    def _ended(self, command: Child, status: int, usage: Any) -> None:
         command.running = False
         command.process.returncode = status  # Popen must not wait for it again
         self._alone_since = time.monotonic()
@@ -329,7 +297,7 @@ class Keeper:
         if command.past_deadline:
             command.result.update(outcome="deadline")
         elif os.WIFSIGNALED(status):
-            command.result.update(outcome="signalled", signal=_signal_name(os.WTERMSIG(status)))
+            command.result.update(outcome="signalled", signal=signal_name(os.WTERMSIG(status)))
         else:
             command.result.update(outcome="exited", exit_code=os.WEXITSTATUS(status))
         for stream in command.streams.values():
@@ -337,7 +305,7 @@ class Keeper:
         self._after(STRAGGLER_GRACE, lambda: self._drop_stragglers(command))
         self._maybe_tell_end(command)
 
-    def _drop_stragglers(self, command: _Command) -> None:
+    def _drop_stragglers(self, command: Child) -> None:
         """A process that the program left behind holds its output open: do not wait for it for ever."""
         for stream in command.streams.values():
             if stream.fd >= 0 and len(stream.buffer) < BUFFER:
@@ -348,7 +316,7 @@ class Keeper:
             self._after(STRAGGLER_GRACE, lambda: self._drop_stragglers(command))
         self._maybe_tell_end(command)
 
-    def _maybe_tell_end(self, command: _Command) -> None:
+    def _maybe_tell_end(self, command: Child) -> None:
         if command.result is not None and command.drained and not command.told and self._agent is not None:
             command.told = True
             lengths = {f"{name}_bytes": stream.end for name, stream in command.streams.items()}
@@ -356,7 +324,7 @@ class Keeper:
 
     # -- their output
 
-    def _watch(self, command: _Command, stream: _Stream) -> None:
+    def _watch(self, command: Child, stream: Stream) -> None:
         """Read the pipe while there is room; without room the program waits in its write()."""
         if stream.fd < 0:
             return
@@ -366,7 +334,7 @@ class Keeper:
         elif len(stream.buffer) >= BUFFER and watched:
             self._selector.unregister(stream.fd)
 
-    def _read(self, command: _Command, stream: _Stream) -> None:
+    def _read(self, command: Child, stream: Stream) -> None:
         while stream.fd >= 0 and len(stream.buffer) < BUFFER:
             try:
                 data = os.read(stream.fd, PIECE)
@@ -384,14 +352,14 @@ class Keeper:
         self._push(command, stream)
         self._maybe_tell_end(command)
 
-    def _close(self, stream: _Stream) -> None:
+    def _close(self, stream: Stream) -> None:
         if stream.fd >= 0:
             if stream.fd in self._selector.get_map():
                 self._selector.unregister(stream.fd)
             os.close(stream.fd)
             stream.fd = -1
 
-    def _push(self, command: _Command, stream: _Stream) -> None:
+    def _push(self, command: Child, stream: Stream) -> None:
         """Send what the agent has not got: at once after a pause, else in batches."""
         if self._agent is None or stream.sent == stream.end:
             self._maybe_tell_end(command)
@@ -408,51 +376,6 @@ class Keeper:
             self._tell({"op": "output", "id": command.id, "stream": stream.name, "offset": stream.sent}, piece)
             stream.sent += len(piece)
         self._maybe_tell_end(command)
-
-
-def _spawn(head: dict[str, Any]) -> _Command:
-    """Start the program, leader of a session of its own, with pipes whose reading ends are ours alone."""
-    pipes: list[int] = []
-    try:
-        stdout, out_end = os.pipe()
-        pipes += (stdout, out_end)
-        stderr, err_end = os.pipe()
-        pipes += (stderr, err_end)
-        with Path(head["stdin"] or os.devnull).open("rb") as stdin:
-            process = subprocess.Popen(
-                head["argv"],
-                cwd=head["cwd"],
-                env={**os.environ, **head["env"]},
-                stdin=stdin,
-                stdout=out_end,
-                stderr=err_end,
-                start_new_session=True,
-            )
-    except BaseException:
-        for fd in pipes:
-            os.close(fd)
-        raise
-    os.close(out_end)
-    os.close(err_end)
-    return _Command(head["id"], process, stdout, stderr)
-
-
-def _why_not_started(head: dict[str, Any], error: OSError | ValueError) -> str:
-    program = head["argv"][0]
-    if isinstance(error, ValueError):
-        return f"{program}: {error}"
-    if head["stdin"] and error.filename == head["stdin"]:
-        return f"standard input {head['stdin']}: {error.strerror}"
-    if not Path(head["cwd"]).is_dir():
-        return f"there is no directory {head['cwd']}"
-    return f"{program}: {error.strerror}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name[len("SIG") :]
-    except ValueError:  # a real-time signal
-        return str(number)
 
 
 def start_keeper(path: Path) -> None:

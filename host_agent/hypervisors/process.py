@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IListeningPort, IProcessTransport
 from twisted.internet.protocol import ProcessProtocol
@@ -22,6 +21,7 @@ from common.config import GuestConfig
 from common.files import write_private
 
 from .base import Capabilities, HypervisorError, Machine, MachineSpec, MachineState, Requirement
+from .cpu_time import CpuTime
 
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]  # where the packages are
@@ -56,7 +56,7 @@ class ProcessMachine(ProcessProtocol):
         self._process: IProcessTransport | None = None
         self._ports: list[IListeningPort] = []
         self._console = bytearray()
-        self._cpu_seconds = 0.0
+        self._cpu_time = CpuTime()
         self._ended: list[Deferred[None]] = []
         self._connections: list[_CountedFactory] = []
         self._restarting = False
@@ -178,19 +178,13 @@ class ProcessMachine(ProcessProtocol):
         if self._process is None:
             return
         try:
-            self._cpu_seconds = self.cpu_seconds()
+            self._cpu_time.look(self.pid)
             self._process.signalProcess(int(getattr(signal, f"SIG{name}")))
         except Exception as error:
             raise HypervisorError(f"{self.spec.name}: the agent's process took no signal: {error!r}") from None
 
     def cpu_seconds(self) -> float:
-        if self.pid is not None:
-            try:
-                times = psutil.Process(self.pid).cpu_times()
-                self._cpu_seconds = times.user + times.system
-            except psutil.Error:
-                pass
-        return self._cpu_seconds
+        return self._cpu_time.look(self.pid)
 
     def console_tail(self, lines: int = 20) -> str:
         return "\n".join(self._console.decode("utf-8", "replace").splitlines()[-lines:])

@@ -27,6 +27,7 @@ from common.files import write_private
 from host_agent.ledger import LedgerEntry
 
 from .base import Capabilities, HypervisorError, Machine, MachineSpec, MachineState, Requirement
+from .cpu_time import CpuTime
 from .guest_ports import GuestPorts
 from .kvm import KvmProbe
 from .qmp import QMP
@@ -134,7 +135,7 @@ class QemuMachine(ProcessProtocol):
         self._guest_ended = ""  # QEMU's reason in its SHUTDOWN event
         self._console = bytearray()
         self._errors = b""
-        self._cpu_seconds = 0.0
+        self._cpu_time = CpuTime()
 
     @property
     def pid(self) -> int | None:
@@ -203,7 +204,7 @@ class QemuMachine(ProcessProtocol):
 
     def monitor_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "SHUTDOWN":
-            self._cpu_seconds = self.cpu_seconds()  # while its process can still be asked
+            self._cpu_time.look(self.pid)  # while its process can still be asked
             self._guest_ended = str(data.get("reason", "")) if data.get("guest") else ""
         elif name == "STOP" and self.state is MachineState.RUNNING:
             self._change(MachineState.PAUSED)
@@ -259,7 +260,7 @@ class QemuMachine(ProcessProtocol):
     def power_off(self) -> Deferred[None]:
         if self._process is None:
             return succeed(None)
-        self._cpu_seconds = self.cpu_seconds()
+        self._cpu_time.look(self.pid)
         self._asked_to_end = True
         waiter: Deferred[None] = Deferred()
         self._gone.append(waiter)
@@ -300,13 +301,7 @@ class QemuMachine(ProcessProtocol):
         self._change(MachineState.DESTROYED)
 
     def cpu_seconds(self) -> float:
-        if self.pid is not None:
-            try:
-                times = psutil.Process(self.pid).cpu_times()
-                self._cpu_seconds = times.user + times.system
-            except psutil.Error:
-                pass
-        return self._cpu_seconds
+        return self._cpu_time.look(self.pid)
 
     def console_tail(self, lines: int = 20) -> str:
         text = _ESCAPES.sub("", self._console.decode("utf-8", "replace"))
