@@ -26,8 +26,10 @@ def within(deferred: Any) -> Any:
     return Deferred.fromCoroutine(deferred).addTimeout(DEADLINE, reactor)
 
 
-def descendants() -> list[psutil.Process]:
-    return [child for child in psutil.process_iter(["cmdline"]) if "guest_agent" in (child.info["cmdline"] or [])]
+def agent_and_keeper(laptop: Laptop) -> list[int]:
+    """The processes of this guest, among those of other tests on the machine."""
+    found = psutil.process_iter(["cmdline"])
+    return [each.pid for each in found if str(laptop.home) in (each.info["cmdline"] or [])]
 
 
 @pytest_twisted.ensureDeferred
@@ -113,12 +115,13 @@ async def test_a_signal_reaches_the_whole_process_group(laptop: Laptop) -> None:
         if name == "started":
             ids.callback(data["command"])
 
-    running = laptop.operations.run({"vm": "lap", "argv": ["sh", "-c", "sleep 300 & wait"]}, update)
+    seconds = str(300 + os.getpid() / 10**7)  # a sleep that no other test has
+    running = laptop.operations.run({"vm": "lap", "argv": ["sh", "-c", f"sleep {seconds} & wait"]}, update)
     command = await ids.addTimeout(DEADLINE, reactor)
     laptop.operations.signal({"command": command, "signal": "TERM"}, ignore)
     result = await running.addTimeout(DEADLINE, reactor)
     assert (result["outcome"], result["signal"]) == ("signalled", "TERM")
-    assert not [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "300"]]
+    assert not [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", seconds]]
 
 
 @pytest_twisted.ensureDeferred
@@ -257,8 +260,8 @@ async def test_an_unknown_vm_is_named_in_the_error(laptop: Laptop) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_nothing_is_left_after_the_end(laptop: Laptop, tmp_path: Path) -> None:
-    pids = [each.pid for each in descendants()]
-    assert pids
+    pids = agent_and_keeper(laptop)
+    assert len(pids) == 2
     await laptop.agent.shut_down()
     for _ in range(200):
         if not any(psutil.pid_exists(pid) for pid in pids):
