@@ -190,8 +190,8 @@ class Keeper:
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:
-            self._drop_agent()
-            return
+            # It is gone, but what it said before, a `quit` perhaps, is still to be read; its end comes after that.
+            self._outgoing.clear()
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
         self._selector.modify(self._agent, events, self._receive)
 

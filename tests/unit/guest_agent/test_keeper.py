@@ -1,0 +1,137 @@
+"""The keeper as a real process, spoken to over its socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from guest_agent.keeper import _LENGTH, pack, start_keeper, unpack
+
+DEADLINE = 20.0  # seconds
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < until, "it did not come to pass"
+        time.sleep(0.01)
+
+
+class Agent:
+    """The agent's end of the conversation."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(DEADLINE)
+        self.socket.connect(str(path))
+        self.state = self.hear()[0]
+
+    def say(self, **head: Any) -> None:
+        self.socket.sendall(pack(head))
+
+    def spawn(self, command: str, *argv: str, deadline: float = 0.0) -> None:
+        self.say(op="spawn", id=command, argv=argv, env={}, cwd="/", stdin="", deadline=deadline)
+
+    def hear(self) -> tuple[dict[str, Any], bytes]:
+        (length,) = _LENGTH.unpack(self._take(_LENGTH.size))
+        return unpack(self._take(length))
+
+    def hear_until(self, op: str) -> tuple[dict[str, Any], bytes]:
+        """Listen until `op`; returns it and all output before it."""
+        output = b""
+        while True:
+            head, payload = self.hear()
+            if head["op"] == op:
+                return head, output
+            output += payload
+
+    def _take(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            piece = self.socket.recv(count - len(data))
+            assert piece, "the keeper closed the connection"
+            data += piece
+        return data
+
+
+@pytest.fixture
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("k") / "s"
+    start_keeper(path)
+    wait_for(path.exists)
+    yield path
+    if path.exists():
+        Agent(path).say(op="quit")
+        wait_for(lambda: not path.exists())
+
+
+def test_output_and_end_of_a_command(path: Path) -> None:
+    agent = Agent(path)
+    agent.spawn("c", "sh", "-c", "echo hello; exit 4")
+    ended, output = agent.hear_until("ended")
+    assert (ended["outcome"], ended["exit_code"], output) == ("exited", 4, b"hello\n")
+
+
+def test_a_command_outlives_its_agent_and_its_output_is_kept(path: Path) -> None:
+    first = Agent(path)
+    first.spawn("c", "sh", "-c", "echo one; read x < /dev/null; sleep 0.2; echo two")
+    first.hear_until("output")
+    first.socket.close()
+    second = Agent(path)
+    assert [command["id"] for command in second.state["commands"]] == ["c"]
+    second.say(op="seek", id="c", stdout=0, stderr=0)
+    ended, output = second.hear_until("ended")
+    assert output == b"one\ntwo\n"
+    assert ended["stdout_bytes"] == len(output)
+
+
+def test_what_is_acknowledged_is_not_sent_again(path: Path) -> None:
+    first = Agent(path)
+    first.spawn("c", "echo", "hello")
+    first.hear_until("ended")
+    first.say(op="ack", id="c", stream="stdout", offset=4)
+    first.socket.close()
+    second = Agent(path)
+    assert second.state["commands"][0]["stdout"] == 4
+    second.say(op="seek", id="c", stdout=4, stderr=0)
+    assert second.hear_until("ended")[1] == b"o\n"
+
+
+def test_a_program_waits_while_nobody_takes_its_output(path: Path) -> None:
+    agent = Agent(path)
+    agent.spawn("c", "sh", "-c", "head -c 20000000 /dev/zero")
+    got = 0
+    while got < 20_000_000:
+        head, payload = agent.hear()
+        if head["op"] == "output":
+            got += len(payload)
+            agent.say(op="ack", id="c", stream="stdout", offset=got)
+    assert agent.hear_until("ended")[0]["stdout_bytes"] == got
+
+
+def test_quit_ends_every_command_though_the_agent_has_gone(path: Path) -> None:
+    agent = Agent(path)
+    agent.spawn("first", "sleep", "600")
+    pid = agent.hear_until("started")[0]["pid"]
+    parent = psutil.Process(pid).parent()
+    assert parent is not None
+    os.kill(parent.pid, signal.SIGSTOP)  # so that all of this lies before it at once
+    agent.spawn("second", "sleep", "601")
+    agent.say(op="quit")
+    agent.socket.close()
+    os.kill(parent.pid, signal.SIGCONT)
+    wait_for(lambda: not psutil.pid_exists(pid) and not path.exists())
+
+
+def test_a_deadline_is_kept(path: Path) -> None:
+    agent = Agent(path)
+    agent.spawn("c", "sleep", "602", deadline=0.1)
+    assert agent.hear_until("ended")[0]["outcome"] == "deadline"
