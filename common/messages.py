@@ -352,7 +352,6 @@ class Envelope:
     ack: int = 0
 
 
-_LINK_KEYS = frozenset(("t", "v", "from", "to", "seq", "ack"))
 _ALL_FIELDS = {cls: tuple(cls.__annotations__) for cls in MESSAGES.values()}
 _FIELDS = {cls: tuple(name for name in names if name != "payload") for cls, names in _ALL_FIELDS.items()}
 _HAS_PAYLOAD = {cls for cls, names in _ALL_FIELDS.items() if "payload" in names}

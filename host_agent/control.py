@@ -14,11 +14,12 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IPushProducer
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from common.errors import ConfigError, ProtocolError, TransferError, VMwrapperError
 from common.files import endpoints_dir, write_private
@@ -107,7 +108,10 @@ class _ControlFactory(Factory):
         return _Connection(self.server)
 
 
+@implementer(IPushProducer)
 class _Connection(LineOnlyReceiver):
+    """One client. The transport pauses us while the client does not read; what then piles up has a bound."""
+
     delimiter = b"\n"
     MAX_LENGTH = MAX_LINE
     _log = Logger()
@@ -117,6 +121,20 @@ class _Connection(LineOnlyReceiver):
         self._greeted = False
         self._open = True
         self._under_way: set[int] = set()
+        self._unread: int | None = None  # bytes written since the client stopped reading; None while it reads
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.registerProducer(self, True)
+
+    def pauseProducing(self) -> None:
+        self._unread = 0
+
+    def resumeProducing(self) -> None:
+        self._unread = None
+
+    def stopProducing(self) -> None:
+        self._open = False
 
     def lineReceived(self, line: bytes) -> None:
         try:
@@ -143,8 +161,9 @@ class _Connection(LineOnlyReceiver):
 
     def _drop(self, why: str) -> None:
         self._log.warn("closed a control connection: {why}", why=why)
-        assert self.transport is not None
-        self.transport.loseConnection()
+        self._open = False
+        transport: Any = self.transport
+        transport.abortConnection()
 
     def _hello(self, number: int, args: dict[str, Any]) -> None:
         if not secrets.compare_digest(str(args.get("token", "")).encode(), self._server.token.encode()):
@@ -188,7 +207,12 @@ class _Connection(LineOnlyReceiver):
     def _send(self, value: dict[str, Any]) -> None:
         if not self._open or self.transport is None:
             return
-        self.transport.write(json.dumps(value, separators=(",", ":")).encode("utf-8") + b"\n")
+        line = json.dumps(value, separators=(",", ":")).encode("utf-8") + b"\n"
+        self.transport.write(line)
+        if self._unread is not None:
+            self._unread += len(line)
+            if self._unread > MAX_BACKLOG:
+                self._drop(f"its client left more than {MAX_BACKLOG} bytes unread")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._open = False

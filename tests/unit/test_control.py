@@ -1,0 +1,70 @@
+"""The control interface's own rules: hello first, one answer for each request, and bounds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from twisted.internet.testing import StringTransport
+
+from host_agent import control
+from host_agent.control import ControlServer, _ControlFactory
+
+
+class Calls:
+    """Stands for the operations: `big` answers with a thousand bytes."""
+
+    def handler(self, call: str) -> Any:
+        return {"big": lambda args, update: {"text": "x" * 1000}}.get(call)
+
+
+@pytest.fixture
+def client() -> tuple[Any, StringTransport]:
+    operations: Any = Calls()
+    connection: Any = _ControlFactory(ControlServer(None, "h-1", operations)).buildProtocol(None)
+    transport = StringTransport()
+    connection.makeConnection(transport)
+    return connection, transport
+
+
+def ask(connection: Any, number: int, call: str) -> None:
+    connection.dataReceived(json.dumps({"id": number, "call": call, "args": {}}).encode() + b"\n")
+
+
+def answers(transport: StringTransport) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in transport.value().splitlines()]
+
+
+def test_hello_then_calls(client: tuple[Any, StringTransport]) -> None:
+    connection, transport = client
+    ask(connection, 1, "hello")
+    ask(connection, 2, "big")
+    ask(connection, 3, "nothing")
+    first, second, third = answers(transport)
+    assert (first["id"], first["done"]["agent"]) == (1, "h-1")
+    assert len(second["done"]["text"]) == 1000
+    assert third["error"]["code"] == "bad_request"
+
+
+@pytest.mark.parametrize("line", [b"{}", b"[" * 5000, b"x", b'{"id":1,"call":"big"}', b'{"id":"1","call":"hello"}'])
+def test_what_is_no_request_ends_the_connection(client: tuple[Any, StringTransport], line: bytes) -> None:
+    connection, transport = client
+    connection.dataReceived(line + b"\n")
+    assert transport.disconnected
+    assert answers(transport) == []
+
+
+def test_a_client_that_does_not_read_is_dropped(
+    client: tuple[Any, StringTransport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "MAX_BACKLOG", 5000)
+    connection, transport = client
+    ask(connection, 1, "hello")
+    for number in range(2, 20):
+        ask(connection, number, "big")
+    assert not transport.disconnected  # it reads
+    connection.pauseProducing()
+    for number in range(20, 40):
+        ask(connection, number, "big")
+    assert transport.disconnected
