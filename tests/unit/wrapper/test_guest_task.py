@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
 from host_agent.wrapper import loop
-from host_agent.wrapper.boinc.runtime import InitData, Status
-from host_agent.wrapper.boinc.standalone import FINISH_FILE
+from host_agent.wrapper.boinc.runtime import Leave, Status
+from host_agent.wrapper.boinc.slot_files import FINISH_FILE
+from host_agent.wrapper.boinc.standalone import StandaloneRuntime
 from host_agent.wrapper.main import Wrapper, build_wrapper
 from host_agent.wrapper.options import Options
 
@@ -156,37 +156,17 @@ def test_time_limit_ends_the_program_and_keeps_its_results(slot: Path) -> None:
     assert "reached its time limit" in log(slot)
 
 
-@attrs.define
-class Client:
+class Client(StandaloneRuntime):
     """A runtime that says what it is told to."""
 
-    wish: Callable[[], Status]
-    finished: list[int] = attrs.field(factory=list)
+    def __init__(self, slot: Path, wish: Callable[[], Status]) -> None:
+        super().__init__(slot)
+        self.poll = wish  # type: ignore[method-assign]
+        self.finished: list[int] = []
 
-    def init(self) -> InitData:
-        return InitData()
-
-    def poll(self) -> Status:
-        return self.wish()
-
-    def report(self, cpu_s: float, checkpoint_cpu_s: float, fraction: float) -> None: ...
-
-    def time_to_checkpoint(self) -> bool:
-        return True
-
-    def checkpoint_completed(self) -> None: ...
-
-    def resolve(self, name: str) -> str:
-        return name
-
-    def send_trickle_up(self, variety: str, text: str) -> None: ...
-
-    def finish(self, status: int, message: str = "") -> int:
+    def finish(self, status: int, message: str = "", is_notice: bool = False) -> int:
         self.finished.append(status)
         return status
-
-    def temporary_exit(self, delay_s: int, reason: str) -> int:
-        return 0
 
 
 def with_client(wrapper: Wrapper, client: Client, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -201,10 +181,10 @@ def with_client(wrapper: Wrapper, client: Client, monkeypatch: pytest.MonkeyPatc
 
 def test_quit_ends_the_vm_without_a_finish_file(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (slot / "worker.sh").write_text("#!/bin/sh\nexec sleep 60\n")
-    client = Client(lambda: Status(quit_reason="quit" if "in CernVM): running" in log(slot) else ""))
+    client = Client(slot, lambda: Status(leave=Leave.QUIT if "in CernVM): running" in log(slot) else Leave.STAY))
     assert with_client(build(slot), client, monkeypatch) == 0
     assert client.finished == []
-    assert "ending because of quit" in log(slot)
+    assert "ending because of the client's quit request" in log(slot)
     assert calls(slot)[-1][0] == "shutdown"
     assert not (slot / FINISH_FILE).exists()
 
@@ -220,7 +200,7 @@ def test_suspend_holds_the_task_back_and_pauses_its_vm(slot: Path, monkeypatch: 
             wishes.extend([Status(suspended=True)] * 2)
         return Status()
 
-    client = Client(wish)
+    client = Client(slot, wish)
     assert with_client(build(slot), client, monkeypatch) == 0
     names = [call for call, _ in calls(slot)]
     assert names.index("run") < names.index("pause_vm") < names.index("resume_vm")
