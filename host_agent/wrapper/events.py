@@ -66,10 +66,12 @@ class Events:
         self._selector.register(descriptor, selectors.EVENT_READ, end)  # once: it stays readable for ever
         return end
 
-    def wait(self, timeout_s: float) -> None:
-        """Until something happens, at most so long."""
-        for key, _mask in self._selector.select(max(0.0, timeout_s)):
+    def wait(self, timeout_s: float) -> bool:
+        """Until something happens, at most so long. Whether something did."""
+        ready = self._selector.select(max(0.0, timeout_s))
+        for key, _mask in ready:
             key.data()
+        return bool(ready)
 
     def close(self) -> None:
         """Give the signals back and close everything of ours."""

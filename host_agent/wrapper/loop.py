@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from .boinc.runtime import Runtime
+from .boinc.runtime import SERVICE_S, Runtime
 from .checkpoint import Checkpoint, write_checkpoint
 from .events import Events
 from .job import Job, Task
@@ -121,7 +121,7 @@ class TaskLoop:
                     expired = True
                     running.expire()
                     continue  # a task on the host has ended now; one in a VM says so soon
-                self.events.wait(timeout if left is None or not clock.running else min(timeout, left))
+                self._wait(timeout if left is None or not clock.running else min(timeout, left))
         finally:
             if running.state is not TaskState.DONE:
                 running.kill()
@@ -129,6 +129,13 @@ class TaskLoop:
         if end.ok:
             self.log.say(f"{task.title} {end.sentence}; CPU {cpu:.2f} s, run time {clock.tick() - start:.2f} s")
         return end, cpu
+
+    def _wait(self, timeout_s: float) -> None:
+        """Until something happens, at most so long. A client's message wakes nobody, so it is looked for in between."""
+        until = time.monotonic() + timeout_s
+        left = timeout_s
+        while left > 0 and not self.events.wait(min(left, SERVICE_S)) and not self.runtime.service():
+            left = until - time.monotonic()
 
     def follow_client(self, running: RunningTask) -> None:
         """Suspend, resume or end the task as the client, or a signal, says. Raises QuitError."""

@@ -16,8 +16,8 @@ import attrs
 from common.errors import VMwrapperError
 
 from .. import __version__
-from .boinc.runtime import Runtime
-from .boinc.standalone import StandaloneRuntime
+from .boinc import connect
+from .boinc.runtime import SLOT_BUSY_DELAY_S, Runtime, SlotBusyError
 from .checkpoint import Checkpoint, read_checkpoint
 from .events import Events
 from .exit_codes import SENTENCES, Exit
@@ -159,7 +159,7 @@ class Wrapper:
 def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None = None) -> Wrapper:
     """Make every part and connect it: the map of the program. Raises JobError; nothing is started."""
     log = Log(slot)
-    runtime = make_runtime(slot)
+    runtime = connect(slot, log.say)
     given = runtime.init()
     job = load_job(resolve_path(slot, str(options.job)))
     events = Events()
@@ -196,11 +196,6 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     )  # fmt: skip
 
 
-def make_runtime(slot: Path) -> Runtime:
-    """The client's side of this slot."""
-    return StandaloneRuntime(slot)
-
-
 def finish(runtime: Runtime, log: Log, status: int, error: Exception | None = None) -> int:
     """Say how it ended, and write the finish file."""
     if error is not None:
@@ -216,7 +211,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         options = parse_options(sys.argv[1:] if words is None else words)
     except UsageError as error:
-        return finish(make_runtime(slot), Log(slot), Exit.INIT_FAILURE, error)
+        return finish(connect(slot), Log(slot), Exit.INIT_FAILURE, error)
     if options.help:
         sys.stdout.write(HELP)
         return 0
@@ -225,11 +220,15 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     try:
         wrapper = build_wrapper(options, slot)
+    except SlotBusyError as error:
+        Log(slot).say(error.explain())
+        return connect(slot).temporary_exit(SLOT_BUSY_DELAY_S, str(error))
     except VMwrapperError as error:
-        return finish(make_runtime(slot), Log(slot), Exit.INIT_FAILURE, error)
+        return finish(connect(slot), Log(slot), Exit.INIT_FAILURE, error)
     try:
         return wrapper.run()
     finally:
+        wrapper.runtime.close()
         wrapper.events.close()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..resolve import resolve_name
 from . import slot_files
+from .lock_file import LockFile
 from .runtime import InitData, SporadicApp, Status, Trickle
 
 
@@ -14,8 +15,10 @@ class StandaloneRuntime:
 
     def __init__(self, slot: Path) -> None:
         self.slot = slot
+        self._lock = LockFile(slot)
 
     def init(self) -> InitData:
+        self._lock.acquire()
         slot_files.remove_old_ends(self.slot)
         return self.init_data()
 
@@ -95,4 +98,4 @@ class StandaloneRuntime:
         return 0
 
     def close(self) -> None:
-        pass
+        self._lock.release()
