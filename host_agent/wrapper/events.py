@@ -39,6 +39,19 @@ class Events:
         """Forget a file; before it is closed."""
         self._selector.unregister(file)
 
+    def watch_until(self, file: Any, callback: Callable[[], None]) -> Callable[[], None]:
+        """`watch`, ended by the function that is returned; ending it twice is ending it once."""
+        watched = True
+
+        def end() -> None:
+            nonlocal watched
+            if watched:
+                watched = False
+                self.unwatch(file)
+
+        self.watch(file, callback)
+        return end
+
     def watch_child(self, pid: int) -> Callable[[], None]:
         """Wake up when this child ends; the returned function ends the watch."""
         if hasattr(os, "pidfd_open"):

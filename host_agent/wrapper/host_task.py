@@ -39,6 +39,7 @@ class ProcessSpec:
     stdout: Path  # both are appended to
     stderr: Path
     priority: int = 0  # BOINC's 1 (lowest) to 5; 0: as ours
+    multi_process: bool = False  # SIGTSTP goes to all of its processes, not to the first alone
 
     @contextmanager
     def open_files(self) -> Iterator[tuple[int, int, int]]:
@@ -53,9 +54,14 @@ class ProcessSpec:
 
 
 class Process(Protocol):
-    """A started program; one class for each kind of operating system."""
+    """A started program with all that it starts; one class for each kind of operating system."""
 
     pid: int
+
+    def fileno(self) -> int:
+        """Readable, for a selector, when there is something to `receive()`."""
+
+    def receive(self) -> None: ...
 
     def poll(self) -> ExitStatus | None: ...
 
@@ -67,25 +73,30 @@ class Process(Protocol):
 
     def kill(self) -> None: ...
 
+    def close(self) -> None:
+        """Once it has ended and nobody watches it."""
+
     def contains(self, pid: int) -> bool: ...
 
     def cpu_seconds(self) -> float: ...
 
 
-def start_process(spec: ProcessSpec, keep_group: bool = False) -> Process:
+def start_process(spec: ProcessSpec, keep_tree: bool = False, use_tstp: bool = False) -> Process:
     """Start a program with this system's way of doing it. Raises OSError."""
-    if os.name != "posix":
-        raise TaskError("tasks on the host do not run on this operating system yet", "run it in a VM")
+    if os.name == "nt":
+        from .host_task_windows import WindowsProcess
+
+        return WindowsProcess(spec)
     from .host_task_posix import PosixProcess
 
-    return PosixProcess(spec, keep_group)
+    return PosixProcess(spec, keep_tree, use_tstp)
 
 
 @attrs.frozen
 class Watch:
     """What a host task needs from the loop: to be woken at its end, and a note of what runs."""
 
-    child: Callable[[int], Callable[[], None]]  # watch a process; returns the end of the watch
+    readable: Callable[[Process, Callable[[], None]], Callable[[], None]]  # returns the end of the watch
     started: Callable[[int], None]
     ended: Callable[[int], None]
 
@@ -101,6 +112,7 @@ class HostTask:
     extra_words: tuple[str, ...] = ()
     client_priority: int = 0
     service: bool = False
+    use_tstp: bool = False
     state: TaskState = TaskState.READY
     _process: Process | None = None
     _suspended: bool = False
@@ -121,13 +133,13 @@ class HostTask:
         if self.task.stderr_filename and spec.stderr.exists():
             self._stderr_start = spec.stderr.stat().st_size
         try:
-            self._process = start_process(spec, keep_group=self.service)
+            self._process = start_process(spec, keep_tree=self.service, use_tstp=self.use_tstp)
         except OSError as error:
             raise TaskError(f"{self.task.title} could not be started: {_os_reason(error, spec)}") from None
         self.state = TaskState.RUNNING
         self._cpu_measured = time.monotonic()
         self.watch.started(self._process.pid)
-        self._end_watch = self.watch.child(self._process.pid)
+        self._end_watch = self.watch.readable(self._process, self._process.receive)
 
     def poll(self) -> TaskEnd | None:
         if self._process is None:
@@ -156,6 +168,7 @@ class HostTask:
         if self._process:
             self._process.kill()
             self._ended()
+            self._process.close()
             self.watch.ended(self._process.pid)
 
     def terminate(self) -> None:
@@ -191,6 +204,7 @@ class HostTask:
             if self._end_watch:
                 self._end_watch()
         if self._process and not self.service:
+            self._process.close()
             self.watch.ended(self._process.pid)
 
     def _spec(self) -> ProcessSpec:
@@ -209,6 +223,7 @@ class HostTask:
             stdout=resolve_path(slot, task.stdout_filename) if task.stdout_filename else own,
             stderr=resolve_path(slot, task.stderr_filename) if task.stderr_filename else own,
             priority=self._priority(),
+            multi_process=task.multi_process,
         )
 
     def _priority(self) -> int:

@@ -1,193 +1,196 @@
-"""Processes on Linux and macOS: a session of its own for every task, signalled and measured as a whole.
-
-The only module that knows process groups, wait4 and /proc. One for Windows (a job object) goes beside it.
-"""
+"""Processes on Linux and macOS: a leader and a tree for every task, signalled and measured as a whole."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
+import json
 import os
+import select
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+import time
+from typing import Any
 
+from .cgroup import TaskGroup
+from .host_leader import END_TREE, LeaderSpec, fork_leader
 from .host_task import ExitStatus, ProcessSpec
+from .process_tree import (
+    ProcessStat,
+    descendants,
+    is_below,
+    kill_all,
+    session_members,
+    signal_all,
+    signal_each,
+    tree_cpu_seconds,
+)
 
-_NICE = {1: 19, 2: 10, 3: 0, 4: -10, 5: -15}  # BOINC's process priorities
-_PROC = Path("/proc")
+NICE = {1: 19, 2: 10, 3: 0, 4: -10, 5: -15}  # BOINC's process priorities
+START_DEADLINE_S = 30.0  # for a fork and an exec, on a machine that swaps
+END_DEADLINE_S = 10.0  # for the kernel to end what was killed; a process that waits for a dead disk takes for ever
+
+_numbers = itertools.count(1)
 
 
 class PosixProcess:
-    """A program with everything that it starts. `keep_group`: its children may outlive it until `kill()`."""
+    """A program with everything that it starts. `keep_tree`: what it leaves behind may go on until `kill()`."""
 
-    def __init__(self, spec: ProcessSpec, keep_group: bool = False) -> None:
-        self._keep_group = keep_group
+    def __init__(self, spec: ProcessSpec, keep_tree: bool = False, use_tstp: bool = False) -> None:
+        self._keep_tree = keep_tree
+        self._stop_signal = signal.SIGTSTP if use_tstp else signal.SIGSTOP
+        self._stop_root_only = use_tstp and not spec.multi_process
         self._cpu_s = 0.0
         self._status: ExitStatus | None = None
         self._reaped = False
-        with spec.open_files() as (stdin, stdout, stderr):
-            self._process = subprocess.Popen(
-                spec.argv,
-                executable=spec.program,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=spec.directory,
-                env=spec.environment,
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-        if spec.priority:
-            try:
-                os.setpriority(os.PRIO_PGRP, self.pid, _NICE[spec.priority])
-            except OSError:
-                pass  # a higher priority than ours needs rights that a volunteer's account rarely has
+        self._pipe_ended = False
+        self._buffer = bytearray()
+        self._messages: list[dict[str, Any]] = []
+        self._group = TaskGroup.make(f"vmwrapper-{os.getpid()}-{next(_numbers)}")
+        try:
+            with spec.open_files() as (stdin, stdout, stderr):
+                leader = LeaderSpec(
+                    program=spec.program,
+                    argv=spec.argv,
+                    directory=str(spec.directory),
+                    environment=spec.environment,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    nice=NICE[spec.priority] if spec.priority else None,
+                    keep_tree=keep_tree,
+                    group=self._group,
+                )
+                self.pid, self._pipe = fork_leader(leader)
+        except OSError:
+            self._remove_group()
+            raise
+        try:
+            self._root = self._started()
+        except OSError:
+            self._end_leader()
+            self.close()
+            raise
+
+    def _started(self) -> int:
+        """The program's own process number. Raises OSError when it could not be started."""
+        message = self._next_message(START_DEADLINE_S) or {"errno": errno.EAGAIN, "file": ""}
+        if "pid" in message:
+            return int(message["pid"])
+        number = int(message["errno"])
+        raise OSError(number, os.strerror(number), message["file"] or None)
+
+    def fileno(self) -> int:
+        """Readable when the leader has something to say; then `receive()`."""
+        return self._pipe
+
+    def receive(self) -> None:
+        """Read what the leader says. Never waits."""
+        if self._pipe < 0 or self._pipe_ended:
+            return
+        try:
+            data = os.read(self._pipe, 4096)
+        except BlockingIOError:
+            return
+        self._pipe_ended = not data
+        self._buffer += data
+        *lines, rest = bytes(self._buffer).split(b"\n")
+        self._buffer[:] = rest
+        self._messages += [json.loads(line) for line in lines]
+
+    def _next_message(self, wait_s: float = 0.0) -> dict[str, Any] | None:
+        until = time.monotonic() + wait_s
+        self.receive()
+        while not self._messages and not self._pipe_ended and (left := until - time.monotonic()) > 0:
+            select.select([self._pipe], [], [], left)
+            self.receive()
+        return self._messages.pop(0) if self._messages else None
 
     def poll(self) -> ExitStatus | None:
         """How the program ended, or None."""
         if self._status is None:
-            # WNOWAIT leaves the process a zombie: its number stays ours, and no stranger's group gets our KILL.
-            found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is None:
-                return None
-            if found.si_code == os.CLD_EXITED:
-                self._status = ExitStatus(found.si_status)
-            else:
-                self._status = ExitStatus(0, _signal_name(found.si_status))
-            if not self._keep_group:
-                self._end_group()
+            message = self._next_message()
+            if message is not None:
+                self._ended(message)
+            elif self._pipe_ended:  # somebody killed the leader
+                self._status = ExitStatus(0, "SIGKILL")
+                self._end_leader()
         return self._status
 
+    def _ended(self, message: dict[str, Any]) -> None:
+        self._count(float(message["cpu_s"]))
+        self._status = ExitStatus(int(message["code"]), str(message["signal"]))
+        if not self._keep_tree:
+            self._end_leader()
+
     def suspend(self) -> None:
-        """Stop the whole session."""
-        self._signal(signal.SIGSTOP)
+        """Stop the whole tree; with SIGTSTP and without `multi_process`, its root sees to the rest itself."""
+        if self._reaped:
+            return
+        if self._stop_root_only:
+            signal_each([self._root], self._stop_signal)
+        else:
+            signal_all(self._members, self._stop_signal)
 
     def resume(self) -> None:
-        """Let the whole session go on."""
-        self._signal(signal.SIGCONT)
+        """Let the whole tree go on."""
+        if not self._reaped:
+            signal_all(self._members, signal.SIGCONT)
 
     def terminate(self) -> None:
-        """Ask the whole session to end by itself."""
-        self._signal(signal.SIGTERM)
+        """Ask the whole tree to end by itself."""
+        if not self._reaped:
+            signal_all(self._members, signal.SIGTERM)
 
     def contains(self, pid: int) -> bool:
-        """Whether a process is of this session."""
-        try:
-            return not self._reaped and os.getsid(pid) == self.pid
-        except OSError:
-            return False
+        """Whether a process is of this tree."""
+        return not self._reaped and is_below(pid, self.pid)
 
     def kill(self) -> None:
-        """End the whole session and collect its status. Waits only for the kernel."""
-        if not self._reaped:
-            self._end_group()
-            self.poll()
+        """End the whole tree and collect its status. Waits for the kernel, with a deadline."""
+        if self._reaped:
+            return
+        signal_each([self.pid], END_TREE)
+        while not self._pipe_ended:
+            message = self._next_message(END_DEADLINE_S)
+            if message is None:
+                break
+            if self._status is None:
+                self._ended(message)
+        self._end_leader()
+        self._status = self._status or ExitStatus(0, "SIGKILL")
 
     def cpu_seconds(self) -> float:
-        """CPU time of the session; exact once the program ended."""
-        if not self._reaped:
-            self._cpu_s = max(self._cpu_s, session_cpu_seconds(self.pid))
+        """CPU time of the tree; exact once the program ended."""
+        if self._status is None:
+            self._count(tree_cpu_seconds(self.pid))
         return self._cpu_s
 
-    def _signal(self, number: int) -> None:
-        if not self._reaped:
-            signal_session(self.pid, number)
+    def close(self) -> None:
+        """After the end, when nobody watches the pipe any more."""
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
 
-    def _end_group(self) -> None:
-        """Kill what is left of the session, then reap; until then the process number stays taken."""
-        self._signal(signal.SIGKILL)
-        _, status, usage = os.wait4(self.pid, 0)
+    def _members(self) -> list[ProcessStat]:
+        return descendants(self.pid)
+
+    def _count(self, cpu_s: float) -> None:
+        grouped = self._group.cpu_seconds() if self._group else None
+        self._cpu_s = max(self._cpu_s, cpu_s, grouped or 0.0)
+
+    def _end_leader(self) -> None:
+        """Reap the leader; what it leaves, because it was killed or has no answer, is killed too."""
+        if self._reaped:
+            return
         self._reaped = True
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        self._cpu_s = max(self._cpu_s, usage.ru_utime + usage.ru_stime)
-        if self._status is None:
-            code = self._process.returncode
-            self._status = ExitStatus(code) if code >= 0 else ExitStatus(0, _signal_name(-code))
+        if self._status is None or self._keep_tree:
+            kill_all(lambda: [*descendants(self.pid), *session_members(self.pid)])
+        signal_each([self.pid], signal.SIGKILL)  # it has said its last word
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        self._remove_group()
 
-
-def signal_session(session: int, number: int) -> None:
-    """Send a signal to a task's process group, and to members of its session that made groups of their own."""
-    try:
-        os.killpg(session, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # macOS says "not permitted" when only a zombie is left
-    for pid, group, _cpu in _session_members(session):
-        if group != session:
-            try:
-                os.kill(pid, number)
-            except (ProcessLookupError, PermissionError):
-                pass
-
-
-def session_cpu_seconds(session: int) -> float:
-    """CPU time of a session's processes and of those children that they waited for."""
-    if sys.platform != "linux":
-        return _tree_cpu_seconds(session)
-    return sum((cpu for _pid, _group, cpu in _session_members(session)), 0.0)
-
-
-def start_mark(pid: int) -> str:
-    """Something that tells this process from a later one with the same number; empty where there is no /proc."""
-    try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
-        return f"{boot}:{_stat_fields(pid)[19]}"
-    except (OSError, IndexError):
-        return ""
-
-
-def kill_leftover(session: int, mark: str) -> bool:
-    """End a session that an earlier wrapper left behind; False when the number belongs to somebody else."""
-    boot = mark.partition(":")[0]
-    current = start_mark(session)
-    if not mark or (current and current != mark) or (not current and not start_mark(os.getpid()).startswith(boot)):
-        return False
-    members = [pid for pid, _group, _cpu in _session_members(session)]
-    if not members:
-        return False
-    signal_session(session, signal.SIGKILL)
-    return True
-
-
-def _session_members(session: int) -> Iterator[tuple[int, int, float]]:
-    """Process number, group and CPU seconds of each; nothing where there is no /proc."""
-    try:
-        names = os.listdir(_PROC)  # noqa: PTH208 - half the time of Path.iterdir over hundreds of processes
-    except OSError:
-        return
-    tick = os.sysconf("SC_CLK_TCK")
-    for name in names:
-        if name.isdecimal():
-            try:
-                fields = _stat_fields(int(name))
-                if int(fields[3]) == session and fields[0] != "Z":
-                    yield int(name), int(fields[2]), sum(map(int, fields[11:15])) / tick
-            except (OSError, IndexError, ValueError):
-                continue  # it ended while we looked
-
-
-def _stat_fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on: 0 state, 2 group, 3 session, 11-14 CPU, 19 start."""
-    text = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
-    return text.rpartition(")")[2].split()
-
-
-def _tree_cpu_seconds(pid: int) -> float:
-    import psutil
-
-    total = 0.0
-    try:
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            times = process.cpu_times()
-            total += times.user + times.system
-    except psutil.Error:
-        pass
-    return total
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    def _remove_group(self) -> None:
+        if self._group is not None:
+            self._group.remove()

@@ -1,16 +1,20 @@
 """Which processes the wrapper started: after a crash the next wrapper ends them before it starts them again.
 
-Without this, a wrapper that was killed leaves its task running, and the restarted one would run it twice at once.
+A task's leader ends its task when the wrapper dies. Without this file, a task whose leader was killed too would go
+on, and the restarted wrapper would run it twice at once.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from .checkpoint import write_atomically
+from .process_tree import all_processes, descendants, kill_all, same_boot, session_members, start_mark
 
 PROCESSES_FILE = "wrapper_processes.txt"
+END_DEADLINE_S = 5.0  # for a leader to end its task by itself, after its wrapper's death
 
 
 class Leftovers:
@@ -27,23 +31,17 @@ class Leftovers:
         except OSError:
             return 0
         ended = 0
-        if os.name == "posix":
-            from .host_task_posix import kill_leftover
-
-            for line in lines:
-                number, _, mark = line.partition(" ")
-                if number.isdecimal() and int(number) > 1:
-                    ended += kill_leftover(int(number), mark)
+        for line in lines:
+            number, _, mark = line.partition(" ")
+            if os.name == "posix" and number.isdecimal() and int(number) > 1:
+                ended += kill_leftover(int(number), mark)
         self._path.unlink(missing_ok=True)
         return ended
 
     def add(self, pid: int) -> None:
         """A process was started."""
-        if os.name == "posix":
-            from .host_task_posix import start_mark
-
-            self._running[pid] = start_mark(pid)
-            self._write()
+        self._running[pid] = start_mark(pid)
+        self._write()
 
     def remove(self, pid: int) -> None:
         """It ended."""
@@ -56,3 +54,20 @@ class Leftovers:
             write_atomically(self._path, lines, durable=False)  # after a power cut nothing runs any more
         else:
             self._path.unlink(missing_ok=True)
+
+
+def kill_leftover(leader: int, mark: str) -> bool:
+    """End what an earlier wrapper left below a leader, or in the leader's session when the leader is gone too.
+
+    False when there was nothing, or the number belongs to somebody else by now.
+    """
+    if not same_boot(mark) or (current := start_mark(leader)) not in ("", mark):
+        return False
+    until = time.monotonic() + END_DEADLINE_S
+    while current == mark and time.monotonic() < until:
+        time.sleep(0.02)  # it is no child of ours, and may be ending its tree just now
+        current = start_mark(leader)
+    members = [each.pid for each in (*descendants(leader), *session_members(leader)) if each.alive]
+    if members:
+        kill_all(lambda: [each for each in all_processes() if each.pid in members or each.session == leader])
+    return bool(members)

@@ -164,7 +164,7 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     job = load_job(resolve_path(slot, str(options.job)))
     events = Events()
     leftovers = Leftovers(slot)
-    watch = Watch(child=events.watch_child, started=leftovers.add, ended=leftovers.remove)
+    watch = Watch(readable=events.watch_until, started=leftovers.add, ended=leftovers.remove)
     device = given.gpu_device if given.gpu_device >= 0 else options.device
     macros = Macros(given.project_dir, options.nthreads, device, str(slot))
 

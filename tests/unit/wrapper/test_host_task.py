@@ -6,21 +6,23 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import pytest
 
 from host_agent.wrapper.events import Events
 from host_agent.wrapper.host_task import HostTask, Watch
-from host_agent.wrapper.host_task_posix import kill_leftover, start_mark
+from host_agent.wrapper.process_tree import ProcessStat, descendants, start_mark
 from host_agent.wrapper.job import Task, TaskKind
-from host_agent.wrapper.leftovers import PROCESSES_FILE, Leftovers
+from host_agent.wrapper.leftovers import PROCESSES_FILE, Leftovers, kill_leftover
 from host_agent.wrapper.resolve import Macros
 from host_agent.wrapper.tasks import TaskEnd, TaskError, TaskState, read_fraction
 
+T = TypeVar("T")
 TASK = Task(kind=TaskKind.TASK, line=1, number=1, application="sh")
 
 
@@ -33,7 +35,7 @@ def events() -> Iterator[Events]:
 
 def make(events: Events, slot: Path, script: str, service: bool = False, **fields: Any) -> HostTask:
     task = attrs.evolve(TASK, command_line=f'-c "{script}"', stdout_filename="o", **fields)
-    watch = Watch(events.watch_child, lambda _pid: None, lambda _pid: None)
+    watch = Watch(events.watch_until, lambda _pid: None, lambda _pid: None)
     return HostTask(task, slot, Macros(slot=str(slot)), watch, service=service)
 
 
@@ -82,23 +84,62 @@ def test_end_by_a_signal(events: Events, tmp_path: Path) -> None:
     assert finish(task, events).sentence == "was ended by SIGKILL"
 
 
-def test_suspend_resume_and_kill_reach_the_whole_session(events: Events, tmp_path: Path) -> None:
+def test_suspend_resume_and_kill_reach_the_whole_tree(events: Events, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "ready")
-    task = make(events, tmp_path, "sleep 100 & echo $! > ready; wait")
+    task = make(events, tmp_path, "(setsid sleep 100 &) ; setsid sleep 100 & echo $! > ready; wait")
     task.run()
-    child = int((tmp_path / "ready").read_text())
-    task.stop()
-    task.stop()
+    (tmp_path / "ready").read_text()
     assert task._process is not None
-    os.waitid(os.P_PID, task._process.pid, os.WSTOPPED)
-    assert state_of(child) == "T"
+    members = [each.pid for each in wait_for(lambda: sleepers(task))]
+    assert len(members) == 2
+    task.stop()
+    task.stop()
+    wait_for(lambda: {state_of(pid) for pid in members} == {"T"})
     assert task.poll() is None
     task.resume()
-    os.waitid(os.P_PID, task._process.pid, os.WCONTINUED)
-    task.kill()
+    wait_for(lambda: {state_of(pid) for pid in members} == {"S"})
+    task.stop()
+    task.kill()  # stopped or not
     assert task.state is TaskState.DONE
-    wait_gone(child)
+    for pid in members:
+        wait_gone(pid)
     task.kill()  # twice is once
+
+
+def sleepers(task: HostTask) -> list[ProcessStat]:
+    """The two programs of the test above, once they run: one has a session of its own, one is an orphan too."""
+    assert task._process is not None
+    found = descendants(task._process.pid)
+    alone = [each for each in found if each.session == each.pid]
+    return alone if len(alone) == 2 else []
+
+
+@pytest.mark.parametrize(("multi_process", "child"), [(False, "S"), (True, "T")])
+def test_use_tstp(events: Events, tmp_path: Path, multi_process: bool, child: str) -> None:
+    os.mkfifo(tmp_path / "ready")
+    script = "trap 'echo stopped >> o2' TSTP; sleep 100 & echo $! > ready; while :; do wait; done"
+    task = make(events, tmp_path, script, multi_process=multi_process)
+    task.use_tstp = True
+    task.run()
+    pid = int((tmp_path / "ready").read_text())
+    task.stop()
+    wait_for(lambda: (tmp_path / "o2").exists())  # it was told, and sees to itself
+    wait_for(lambda: state_of(pid) == child)
+    task.kill()
+    wait_gone(pid)
+
+
+def test_tstp_stops_a_program_that_does_not_catch_it(events: Events, tmp_path: Path) -> None:
+    task = make(events, tmp_path, "exec sleep 100")
+    task.use_tstp = True
+    task.run()
+    assert task._process is not None
+    (root,) = wait_for(lambda: descendants(task._process.pid))
+    task.stop()
+    wait_for(lambda: state_of(root.pid) == "T")
+    task.resume()
+    wait_for(lambda: state_of(root.pid) == "S")
+    task.kill()
 
 
 def test_a_program_that_ends_takes_its_children_along_but_a_service_does_not(events: Events, tmp_path: Path) -> None:
@@ -123,6 +164,44 @@ def test_cpu_time_of_children_counts(events: Events, tmp_path: Path) -> None:
     task.run()
     finish(task, events)
     assert 0.25 < task.cpu_seconds() < 3
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["as the system allows", "without a control group"])
+def test_no_cpu_time_of_short_lived_children_is_lost(
+    events: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grouped: bool
+) -> None:
+    if not grouped:
+        monkeypatch.setattr("host_agent.wrapper.cgroup.own_group", lambda: None)
+    (tmp_path / "burn.py").write_text("import time\nwhile time.process_time() < 0.2: pass")
+    # An orphan in a session of its own whose parent is gone before it ends, twice, one after the other.
+    orphan = f"(setsid {sys.executable} -S burn.py; echo done >> ready) & exit"
+    task = make(events, tmp_path, f"for i in 1 2; do sh -c '{orphan}'; done; cat ready > o2; cat ready >> o2")
+    os.mkfifo(tmp_path / "ready")
+    task.run()
+    wait_for(lambda: (tmp_path / "o2").exists() and "done" in (tmp_path / "o2").read_text())
+    assert finish(task, events).ok
+    assert 0.2 <= task.cpu_seconds() < 5
+
+
+def test_the_leader_counts_while_the_program_runs(events: Events, tmp_path: Path) -> None:
+    (tmp_path / "burn.py").write_text("import time\nwhile time.process_time() < 0.3: pass\nopen('burnt', 'w')")
+    task = make(events, tmp_path, f"sh -c '{sys.executable} -S burn.py & exit'; exec sleep 100")
+    task.run()
+    wait_for(lambda: (tmp_path / "burnt").exists())
+    assert task._process is not None
+    assert task._process.cpu_seconds() >= 0.3
+    task.kill()
+
+
+def test_a_killed_leader_is_the_end_of_its_task(events: Events, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ready")
+    task = make(events, tmp_path, "echo $$ > ready; exec sleep 100")
+    task.run()
+    pid = int((tmp_path / "ready").read_text())
+    assert task._process is not None
+    os.kill(task._process.pid, 9)
+    assert finish(task, events).signal == "SIGKILL"
+    wait_gone(pid)
 
 
 def test_time_limit(events: Events, tmp_path: Path) -> None:
@@ -189,6 +268,15 @@ def test_fraction_file(tmp_path: Path, text: str, fraction: float) -> None:
     (tmp_path / "f").write_text(text)
     assert read_fraction(tmp_path / "f") == fraction
     assert read_fraction(tmp_path / "none") == 0.0
+
+
+def wait_for(look: Callable[[], T], deadline_s: float = 30.0) -> T:
+    """What `look` finds, once it finds something."""
+    until = time.monotonic() + deadline_s
+    while not (found := look()):
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.01)
+    return found
 
 
 def wait_gone(pid: int) -> None:

@@ -95,22 +95,29 @@ def test_a_missing_program_starts_nothing(slot: Path) -> None:
     assert not (slot / "d").exists()
 
 
-def test_restart_after_kill_does_not_run_a_finished_task_again(slot: Path) -> None:
+@pytest.mark.parametrize("leader_too", [False, True])
+def test_restart_after_kill_does_not_run_a_finished_task_again(slot: Path, leader_too: bool) -> None:
     os.mkfifo(slot / "ready")
     unzip = "<unzip_task><application>sh</application><command_line>-c 'echo u >> o'</command_line></unzip_task>"
-    noted = "until grep -qs $$ wrapper_processes.txt; do :; done"
+    noted = "until [ -e wrapper_processes.txt ]; do :; done"
     second = f"echo 2 >> o; [ -e again ] || {{ {noted}; echo $$ > ready; exec sleep 99; }}"
     write_job(slot, unzip, task("echo 1 >> o"), task(second))
     wrapper = start(slot)
     left = int((slot / "ready").read_text())
     descriptor = os.pidfd_open(left)
+    leader = int((slot / "wrapper_processes.txt").read_text().split()[0])
+    if leader_too:  # as when everything of the client's is killed at once, one after another
+        wrapper.send_signal(signal.SIGSTOP)
+        os.kill(leader, signal.SIGKILL)
     wrapper.kill()
     wrapper.wait()
     assert checkpoint(slot) == 1
+    if not leader_too:  # the leader ends its task by itself
+        assert select.select([descriptor], [], [], 30)[0]
     (slot / "again").touch()
     assert run(slot).returncode == 0
     assert (slot / "o").read_text() == "u\n1\n2\n2\n"
-    assert "ended 1 task(s) that an earlier vmwrapper had left running" in log(slot)
+    assert ("ended 1 task(s) that an earlier vmwrapper had left running" in log(slot)) == leader_too
     assert "going on after 1 of 2 tasks" in log(slot)
     assert select.select([descriptor], [], [], 10)[0]
     os.close(descriptor)
