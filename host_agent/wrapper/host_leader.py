@@ -117,8 +117,8 @@ class _Leader:
         if spec.group is not None:
             spec.group.enter()
         try:
-            # The Popen object is not used any more: we reap ourselves.
-            self._root = subprocess.Popen(
+            # We reap ourselves. The object is kept, because one that is dropped reaps its process.
+            self._program = subprocess.Popen(
                 spec.argv,
                 executable=spec.program,
                 stdin=spec.stdin,
@@ -128,10 +128,11 @@ class _Leader:
                 env=spec.environment,
                 process_group=0,
                 preexec_fn=self._before_exec,
-            ).pid
+            )
         except OSError as error:
             self._tell({"errno": error.errno, "file": str(error.filename or "")})
             return False
+        self._root = self._program.pid
         self._tell({"pid": self._root})
         return True
 

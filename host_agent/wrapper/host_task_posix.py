@@ -113,8 +113,8 @@ class PosixProcess:
             if message is not None:
                 self._ended(message)
             elif self._pipe_ended:  # somebody killed the leader
-                self._status = ExitStatus(0, "SIGKILL")
                 self._end_leader()
+                self._status = ExitStatus(0, "SIGKILL")
         return self._status
 
     def _ended(self, message: dict[str, Any]) -> None:
@@ -180,11 +180,11 @@ class PosixProcess:
         self._cpu_s = max(self._cpu_s, cpu_s, grouped or 0.0)
 
     def _end_leader(self) -> None:
-        """Reap the leader; what it leaves, because it was killed or has no answer, is killed too."""
+        """Reap the leader. What it may leave, because it was killed or does not answer, is killed too."""
         if self._reaped:
             return
         self._reaped = True
-        if self._status is None or self._keep_tree:
+        if self._status is None or self._keep_tree:  # else it had nothing left when it said how its program ended
             kill_all(lambda: [*descendants(self.pid), *session_members(self.pid)])
         signal_each([self.pid], signal.SIGKILL)  # it has said its last word
         with contextlib.suppress(ChildProcessError):

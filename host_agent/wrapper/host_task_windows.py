@@ -1,0 +1,126 @@
+"""Processes on Windows: the program's tree as psutil sees it, and a thread that waits for its end.
+
+Nothing here is Windows' own except the creation flags, so the tests run it on any system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+
+import psutil
+
+from .host_task import ExitStatus, ProcessSpec
+
+# Named here because the modules of other systems lack them.
+CREATE_NO_WINDOW = 0x08000000
+PRIORITY_CLASS = {1: 0x40, 2: 0x4000, 3: 0x20, 4: 0x8000, 5: 0x80}  # idle, below normal, normal, above normal, high
+END_DEADLINE_S = 10.0
+_NOT_MINE = (psutil.NoSuchProcess, psutil.AccessDenied)
+
+
+class WindowsProcess:
+    """A program with everything that it starts."""
+
+    def __init__(self, spec: ProcessSpec, flags: int = CREATE_NO_WINDOW) -> None:
+        if flags and spec.priority:
+            flags |= PRIORITY_CLASS[spec.priority]
+        with spec.open_files() as (stdin, stdout, stderr):
+            self._popen = subprocess.Popen(
+                windows_argv(spec.argv),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=spec.directory,
+                env=spec.environment,
+                creationflags=flags,
+            )
+        self.pid = self._popen.pid
+        self._root = psutil.Process(self.pid)
+        self._seen: dict[tuple[int, float], float] = {}  # CPU seconds of every process that was ever looked at
+        self._status: ExitStatus | None = None
+        self._bell, self._ringer = socket.socketpair()
+        threading.Thread(target=self._wait, name=f"end of {self.pid}", daemon=True).start()
+
+    def _wait(self) -> None:
+        self._popen.wait()
+        with contextlib.suppress(OSError):
+            self._ringer.send(b"!")
+
+    def fileno(self) -> int:
+        return self._bell.fileno()
+
+    def receive(self) -> None:
+        """Nothing to read: the bell rings once, at the end."""
+
+    def poll(self) -> ExitStatus | None:
+        if self._status is None and self._popen.returncode is not None:
+            self._look()
+            self._status = ExitStatus(self._popen.returncode)
+            self._kill_tree()
+        return self._status
+
+    def suspend(self) -> None:
+        self._each(psutil.Process.suspend)
+
+    def resume(self) -> None:
+        self._each(psutil.Process.resume)
+
+    def terminate(self) -> None:
+        """Windows knows no polite way for a program without a window."""
+        self._each(psutil.Process.terminate)
+
+    def kill(self) -> None:
+        self._look()
+        self._kill_tree()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(END_DEADLINE_S)
+        if self._status is None:
+            self._status = ExitStatus(self._popen.returncode or 0, "SIGKILL")
+
+    def close(self) -> None:
+        self._bell.close()
+        self._ringer.close()
+
+    def contains(self, pid: int) -> bool:
+        return any(each.pid == pid for each in self._tree())
+
+    def cpu_seconds(self) -> float:
+        """Of everything that was ever seen; what lives for less than the time between two looks is missed."""
+        if self._status is None:
+            self._look()
+        return sum(self._seen.values())
+
+    def _look(self) -> None:
+        for process in self._tree():
+            with contextlib.suppress(*_NOT_MINE):
+                times = process.cpu_times()
+                self._seen[process.pid, process.create_time()] = times.user + times.system
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            below = self._root.children(recursive=True)
+        except _NOT_MINE:
+            below = []
+        return [self._root, *below]
+
+    def _each(self, call: Callable[[psutil.Process], None]) -> None:
+        for process in self._tree():
+            with contextlib.suppress(*_NOT_MINE):
+                call(process)
+
+    def _kill_tree(self) -> None:
+        for _look in range(5):  # one may have been started while we looked
+            self._each(psutil.Process.kill)
+            _gone, alive = psutil.wait_procs(self._tree()[1:], timeout=1)
+            if not alive:
+                return
+
+
+def windows_argv(argv: Sequence[str]) -> list[str]:
+    """A batch file is no program: its interpreter is, as in BOINC's wrapper."""
+    batch = argv[0].lower().endswith((".bat", ".cmd"))
+    return ["cmd.exe", "/c", *argv] if batch else list(argv)
