@@ -10,7 +10,7 @@ PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap e2fsprogs lz4 cpi
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
-.PHONY: help example test lint bench image setup clean
+.PHONY: help example test test-virtualbox test-virtualbox-host lint bench image setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +36,12 @@ example: image ## run the worker example in a virtual machine
 
 test: image ## run all tests, with real virtual machines
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-virtualbox: $(VENV)/ready ## test beside a real VirtualBox 7.2, without its kernel driver, in a chroot
+	@$(BIN)/python -m tests.virtualbox.chroot python3 -m pytest -p no:cacheprovider tests/virtualbox $(PYTEST_ARGS)
+
+test-virtualbox-host: $(VENV)/ready ## test with this host's own VirtualBox and its kernel driver (not run in CI)
+	@VMWRAPPER_VIRTUALBOX=host $(BIN)/python -m pytest tests/virtualbox $(PYTEST_ARGS)
 
 lint: $(VENV)/ready ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .

@@ -40,6 +40,11 @@ class LedgerEntry:
         self._value["process"] = _identity(pid)
         self._write()
 
+    def has_machine(self, hypervisor: str, machine: str) -> None:
+        """The hypervisor keeps a list of its machines, and is about to have this one in it."""
+        self._value["machine"] = [hypervisor, machine]
+        self._write()
+
     def _write(self) -> None:
         write_private(self.path / ENTRY, json.dumps(self._value).encode("utf-8"))
 
@@ -62,12 +67,29 @@ def sweep() -> list[str]:
         if process is not None and _alive(process):
             _kill(process[0])
             removed.append(f"ended process {process[0]} of the VM {place.name}")
+        if value.get("machine"):
+            hypervisor, machine = value["machine"]
+            why_not = _unregister(hypervisor, machine, directory)
+            if why_not:
+                # What it has is known to the hypervisor still: the entry stays for the next sweep.
+                removed.append(f"could not remove the VM {place.name} from its hypervisor: {why_not}")
+                continue
+            removed.append(f"removed the VM {place.name} from {hypervisor}")
         if directory.is_dir() and directory.name.startswith("vm-"):
             shutil.rmtree(directory, ignore_errors=True)
             removed.append(f"removed {directory}")
         shutil.rmtree(place, ignore_errors=True)
         removed.append(f"removed {place}")
     return removed
+
+
+def _unregister(hypervisor: str, machine: str, directory: Path) -> str:
+    """Remove a machine from its hypervisor's list; returns why it did not work."""
+    if hypervisor != "virtualbox":
+        return f"this version knows no hypervisor {hypervisor}"
+    from .hypervisors.virtualbox.one_call import remove
+
+    return remove(machine, directory)
 
 
 def _identity(pid: int) -> list[Any]:

@@ -8,8 +8,7 @@ import sys
 from typing import Any
 
 from . import __version__
-
-HYPERVISORS = ("qemu",)
+from .hypervisors.choice import add_option, make_hypervisor
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Starts virtual machines and runs commands in them, as its control interface is asked "
         "(vmctl, the wrapper). Prints where it listens as one line of JSON.",
     )
-    parser.add_argument("--hypervisor", choices=HYPERVISORS, default="qemu", help="default: %(default)s")
+    add_option(parser)
     parser.add_argument(
         "--owned", action="store_true", help="end, with all VMs, when standard input ends: its writer is the owner"
     )
@@ -35,11 +34,11 @@ def _run(options: argparse.Namespace) -> int:
     from twisted.internet.stdio import StandardIO
     from twisted.python.failure import Failure
 
+    from common.errors import VMwrapperError
     from common.logs import start_logging
 
     from .agent import build_host_agent
     from .control import Endpoint
-    from .hypervisors.qemu import QemuHypervisor
 
     start_logging("host-agent", debug=options.debug)
     code = 0
@@ -48,7 +47,12 @@ def _run(options: argparse.Namespace) -> int:
         if reactor.running:
             reactor.stop()
 
-    agent = build_host_agent(reactor, QemuHypervisor(reactor), stopped)
+    try:
+        hypervisor = make_hypervisor(options.hypervisor, reactor)
+    except VMwrapperError as error:
+        print(f"vmwrapper-host-agent: cannot start: {error.explain()}", file=sys.stderr)
+        return 1
+    agent = build_host_agent(reactor, hypervisor, stopped)
 
     def ready(endpoint: Endpoint) -> None:
         print(json.dumps({**endpoint.to_json(), "ready": True}), flush=True)

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from common.errors import VMwrapperError
+from host_agent.hypervisors.choice import add_option, make_hypervisor
 
 if TYPE_CHECKING:
     from host_agent.hypervisors.base import Requirement
@@ -21,11 +22,12 @@ def add_parser(subparsers: Any) -> None:
         description="Look at every requirement for running VMs here: found or not, and what to do.",
         epilog="exit code 0: VMs can run here; 1: something that they cannot do without is missing.",
     )
+    add_option(parser)
     parser.set_defaults(func=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    requirements = [*_python(), _runtime(), _images(), *_hypervisor()]
+    requirements = [*_python(), _runtime(), _images(), *_hypervisor(options.hypervisor)]
     width = max(len(each.name) for each in requirements)
     for each in requirements:
         mark = "ok  " if each.met else "FAIL" if each.fatal else "note"
@@ -71,24 +73,22 @@ def _images() -> Requirement:
     return Requirement("guest images", bool(names), found, "vmctl image build", fatal=False)
 
 
-def _hypervisor() -> list[Requirement]:
+def _hypervisor(name: str) -> list[Requirement]:
     from twisted.internet import reactor
     from twisted.python.failure import Failure
 
     from host_agent.hypervisors.base import Requirement
-    from host_agent.hypervisors.qemu import QemuHypervisor
 
     found: list[Requirement] = []
 
     def looked(result: list[Requirement] | Failure) -> None:
         if isinstance(result, Failure):
-            found.append(Requirement("QEMU", False, result.getErrorMessage()))
+            found.append(Requirement(name, False, result.getErrorMessage()))
         else:
             found.extend(result)
         reactor.stop()
 
-    reactor.callWhenRunning(
-        lambda: QemuHypervisor(reactor).requirements().addTimeout(DEADLINE, reactor).addBoth(looked)
-    )
+    hypervisor = make_hypervisor(name, reactor)
+    reactor.callWhenRunning(lambda: hypervisor.requirements().addTimeout(DEADLINE, reactor).addBoth(looked))
     reactor.run()
     return found

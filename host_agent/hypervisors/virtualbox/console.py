@@ -1,0 +1,107 @@
+"""A guest's serial console: VirtualBox listens on a socket, its bytes go to a bounded file.
+
+VirtualBox can write a file itself, but one without an end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+KEEP = 128 * 1024  # bytes that stay when the file is cut
+LIMIT = 2 * KEEP
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x09\x0b-\x1f\x7f]")
+
+
+class BoundedFile:
+    """Takes bytes for ever and holds the last ones, between `KEEP` and `LIMIT` of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = path.stat().st_size if path.exists() else 0
+
+    def write(self, data: bytes) -> None:
+        if self._size + len(data) > LIMIT:
+            self._replace((self.tail(KEEP) + data)[-KEEP:])
+            return
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(handle, "ab") as file:
+            file.write(data)
+        self._size += len(data)
+
+    def _replace(self, data: bytes) -> None:
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        self._size = len(data)
+
+    def tail(self, size: int) -> bytes:
+        """The last bytes, at most `size`."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(max(0, self._path.stat().st_size - size))
+                return file.read()
+        except OSError:
+            return b""
+
+
+class Console:
+    """One guest's console."""
+
+    def __init__(self, reactor: Any, socket: Path, file: Path) -> None:
+        self._reactor = reactor
+        self._socket = socket
+        self._file = BoundedFile(file)
+        self._connection: _Reader | None = None
+
+    def connect(self) -> None:
+        """Read from the socket, which VirtualBox opens before the guest runs, until the machine ends."""
+        self._reactor.connectUNIX(str(self._socket), _Factory(self), timeout=5)
+
+    def received(self, data: bytes) -> None:
+        try:
+            self._file.write(data)
+        except OSError:
+            pass  # the disk is full: the machine's own trouble will be told, its console need not be
+
+    def connected(self, connection: _Reader | None) -> None:
+        self._connection = connection
+
+    def close(self) -> None:
+        if self._connection is not None and self._connection.transport is not None:
+            self._connection.transport.loseConnection()
+
+    def tail(self, lines: int) -> str:
+        """The last lines that have something printable on them."""
+        text = _ESCAPES.sub("", self._file.tail(KEEP).decode("utf-8", "replace").replace("\r\n", "\n"))
+        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:]) if lines > 0 else ""
+
+
+class _Reader(Protocol):
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def connectionMade(self) -> None:
+        self._console.connected(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._console.received(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._console.connected(None)
+
+
+class _Factory(ClientFactory):
+    noisy = False
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def buildProtocol(self, addr: IAddress | None) -> _Reader:
+        return _Reader(self._console)

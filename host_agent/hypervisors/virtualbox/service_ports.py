@@ -1,0 +1,111 @@
+"""A VM's service ports on an address of this host that its guest reaches, and the settings that tell the guest.
+
+VirtualBox's NAT cannot hand a guest's connection over as QEMU does: the service listens on a free port of the loopback
+interface, and the guest finds it at the gateway. Only processes of this user are served (a VM of another user could
+try the port as well); within one user, the guest's passcode and the tokens of copies keep VMs apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IProtocolFactory
+from twisted.logger import Logger
+from zope.interface import implementer
+
+LOOPBACK = "127.0.0.1"
+SOCKETS = Path("/proc/net/tcp")
+
+
+class ServicePorts:
+    """The service ports of one VM. `places` maps a port as the service names it to the real one."""
+
+    def __init__(self, reactor: Any, services: Mapping[int, IProtocolFactory], address: str = LOOPBACK) -> None:
+        self._reactor = reactor
+        self._services = services
+        self._address = address
+        self._listening: list[IListeningPort] = []
+        self.places: dict[int, int] = {}
+
+    def open(self, places: Mapping[int, int] | None = None) -> None:
+        """Listen on free ports, or on those that a guest was told before."""
+        for port, factory in self._services.items():
+            guarded = OwnUserOnly(factory, checked=self._address == LOOPBACK)
+            wanted = (places or {}).get(port, 0)
+            listening = self._reactor.listenTCP(wanted, guarded, interface=self._address)
+            self._listening.append(listening)
+            self.places[port] = listening.getHost().port
+
+    def close(self) -> Deferred[None]:
+        listening, self._listening = self._listening, []
+        closing = [port.stopListening() or succeed(None) for port in listening]
+        return gatherResults(closing).addCallback(lambda _: None)
+
+
+def tell_guest(config: bytes, gateway: str, address: str, places: Mapping[int, int]) -> bytes:
+    """A guest's settings with every port of `gateway` replaced by the real place.
+
+    Settings that are not JSON, as tests have them, stay as they are.
+    """
+    try:
+        value = json.loads(config)
+    except ValueError:
+        return config
+    return json.dumps(_told(value, gateway, address, places)).encode("utf-8")
+
+
+def _told(value: Any, gateway: str, address: str, places: Mapping[int, int]) -> Any:
+    if isinstance(value, dict):
+        return {key: _told(each, gateway, address, places) for key, each in value.items()}
+    if isinstance(value, list):
+        if len(value) == 2 and value[0] == gateway and value[1] in places:
+            return [address, places[value[1]]]
+        return [_told(each, gateway, address, places) for each in value]
+    if isinstance(value, str):
+        for port, place in places.items():
+            value = value.replace(f"//{gateway}:{port}", f"//{address}:{place}")
+    return value
+
+
+@implementer(IProtocolFactory)
+class OwnUserOnly:
+    """Passes connections of this user's processes on to a factory, and drops the others."""
+
+    _log = Logger()
+
+    def __init__(self, factory: IProtocolFactory, *, checked: bool = True) -> None:
+        self._factory = factory
+        self._checked = checked and sys.platform == "linux"
+
+    def doStart(self) -> None:
+        self._factory.doStart()
+
+    def doStop(self) -> None:
+        self._factory.doStop()
+
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+        if self._checked:
+            owner = owner_of(int(getattr(addr, "port", 0)), SOCKETS.read_text("ascii"))
+            if owner not in (None, os.getuid()):
+                self._log.warn("a connection of another user (id {uid}) to a VM's port is refused", uid=owner)
+                return None
+        return self._factory.buildProtocol(addr)
+
+
+def owner_of(port: int, table: str) -> int | None:
+    """User id of the process that has this local port of 127.0.0.1, from Linux's table of sockets."""
+    address = struct.unpack("=I", socket.inet_aton(LOOPBACK))[0]  # the table prints it as the processor has it
+    here = f"{address:08X}:{port:04X}"
+    for line in table.splitlines()[1:]:
+        words = line.split()
+        if len(words) > 7 and words[1] == here:
+            return int(words[7])
+    return None

@@ -1,0 +1,97 @@
+"""A real VirtualBox without its kernel driver: `python -m tests.virtualbox.chroot COMMAND…` runs a command beside it.
+
+Debian's VirtualBox is in `sid` only, so it is installed into a directory tree of its own, kept in the cache of the
+image builder (`VMWRAPPER_CACHE`, ~600 MB) for as long as this file, `stand-in.sh` and the lock file stay the same.
+`enter.sh` mounts it in name spaces of its own: root is not needed where user name spaces are allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from common.errors import VMwrapperError
+from vm_images.cache import Cache, default_cache, digest_of
+from vm_images.sources import debian_sources
+from vm_images.tools import as_root, find_tool, remove_tree, run
+
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+LOCK = CHECKOUT / "lock" / "dev.txt"
+PYTHON = "3.14"  # sid's
+RELEASE = "sid"
+# Not used by the tests inside, and half of all bytes.
+UNUSED = ("mypy", "mypyc", "mypy_zope", "bin")
+
+
+def root(cache: Cache) -> Path:
+    """Directory tree with VirtualBox in it."""
+    sources = [_with_contrib(line) for line in debian_sources(RELEASE)]
+    hook = HERE / "stand-in.sh"
+    key = digest_of(["virtualbox", "\n".join(sources), hook.read_bytes(), Path(__file__).read_bytes()])
+
+    def make(place: Path) -> None:
+        options = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
+        run(
+            [
+                *as_root(),
+                "mmdebstrap",
+                "--mode=auto" if os.geteuid() == 0 else "--mode=root",
+                "--variant=essential",
+                "--format=dir",
+                # The archive's list of sid may be older than it says it stays valid.
+                '--aptopt=Acquire::Check-Valid-Until "false"',
+                *options,
+                f"--essential-hook={hook.read_text('utf-8')}",
+                "--include=python3,virtualbox",
+                '--customize-hook=mkdir "$1/checkout" "$1/libraries"',
+                RELEASE,
+                place / "root",
+                "-",
+            ],
+            "installing VirtualBox into a directory tree",
+            data="".join(f"{line}\n" for line in sources).encode(),
+        )
+
+    return cache.layer("virtualbox", key, make) / "root"
+
+
+def _with_contrib(line: str) -> str:
+    return f"{line} contrib"
+
+
+def libraries(cache: Cache) -> Path:
+    """What the tests import, from the hashed lock file, for that tree's Python."""
+    key = digest_of(["virtualbox-libraries", PYTHON, LOCK.read_bytes(), Path(__file__).read_bytes()])
+
+    def make(place: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+        pip += ["--no-compile", "--no-deps", "--require-hashes", "--only-binary=:all:", f"--python-version={PYTHON}"]
+        pip += [f"--platform={name}_x86_64" for name in ("manylinux2014", "manylinux_2_28", "manylinux_2_34")]
+        pip += ["--implementation=cp", f"--abi=cp{PYTHON.replace('.', '')}", "--abi=abi3", "--abi=none"]
+        settings = {key: value for key, value in os.environ.items() if key.startswith(("PIP_", "SSL_", "REQUESTS_"))}
+        target, lock = f"--target={place}", f"--requirement={LOCK}"
+        run([*pip, target, lock], "fetching the libraries of the tests", env=settings)
+        for name in UNUSED:
+            remove_tree(place / name)
+
+    return cache.layer("virtualbox-libraries", key, make)
+
+
+def main(command: list[str]) -> int:
+    cache = Cache(default_cache())
+    try:
+        tree = root(cache)
+        where = libraries(cache)
+        unshare = [find_tool("unshare"), *(["--user", "--map-root-user", "--map-auto"] if os.geteuid() else [])]
+    except VMwrapperError as error:
+        print(f"VirtualBox cannot be set up for the tests: {error.explain()}", file=sys.stderr)
+        return 1
+    unshare += ["--mount", "--pid", "--fork", "--kill-child", "--"]
+    return subprocess.run([*unshare, "sh", HERE / "enter.sh", tree, where, CHECKOUT, *command], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
