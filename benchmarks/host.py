@@ -20,6 +20,7 @@ from host_agent.agent import build_host_agent
 from host_agent.control_client import ControlClient, parse_endpoint
 from host_agent.hypervisors.base import Hypervisor
 from host_agent.hypervisors.images import Image
+from host_agent.state import open_state
 
 reactor: Any = _reactor
 VM = "bench"
@@ -74,7 +75,7 @@ def with_guest(
 
     async def go(folder: Path) -> None:
         os.environ["VMWRAPPER_RUNTIME"] = str(folder / "run")
-        agent = build_host_agent(reactor, hypervisor(reactor), stopped=lambda: None)
+        agent = build_host_agent(reactor, hypervisor(reactor), open_state(None), stopped=lambda: None)
         endpoint = await agent.start()
         vms = agent._vms
         plain = vms._services_for

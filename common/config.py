@@ -26,6 +26,7 @@ class GuestConfig:
     name: str  # what people call the VM
     brokers: tuple[BrokerAddress, ...]
     credentials: Credentials
+    secret: str = attrs.field(repr=False)  # proves to the host agent who we are, whatever the broker lets in
     files: str
 
     def to_json(self) -> bytes:
@@ -37,6 +38,7 @@ class GuestConfig:
             "brokers": [[b.host, b.port] for b in self.brokers],
             "login": self.credentials.login,
             "passcode": self.credentials.passcode,
+            "secret": self.secret,
             "files": self.files,
         }
         return json.dumps(value).encode("utf-8")
@@ -56,6 +58,7 @@ class GuestConfig:
                 name=str(value["name"]),
                 brokers=tuple(BrokerAddress(str(host), int(port)) for host, port in value["brokers"]),
                 credentials=Credentials(str(value["login"]), str(value["passcode"])),
+                secret=str(value["secret"]),
                 files=str(value["files"]),
             )
         except OSError as error:

@@ -3,7 +3,11 @@
 Each side has a *session*: a random id that is new whenever the process (or its memory) starts over. The numbering
 belongs to the pair of sessions. A message that is meant for another session is an echo of the past and is dropped.
 
-    IDLE ──HELLO/WELCOME──▶ OPEN ──new session of the peer──▶ OPEN (numbering from 1, unsent messages dropped)
+    IDLE ──HELLO/WELCOME──▶ OPEN ──new session of the peer──▶ OPEN (numbering from 1)
+      ▲                      │
+      └────────renew─────────┘
+When a session begins, whatever was on its way is dropped: both sides have just told each other what they hold, and
+ask for what is missing (`docs/protocol.md`).
 
 The sender keeps every numbered message until it is acknowledged and sends all of them again after a reconnection
 or when nothing was acknowledged for a while. At most `WINDOW` messages or bytes are on their way; more wait
@@ -87,8 +91,8 @@ class Link:
 
     @property
     def congested(self) -> bool:
-        """True while messages wait outside the window: producers should pause."""
-        return bool(self._waiting)
+        """True while messages wait outside the window, or nobody is there: producers should pause."""
+        return bool(self._waiting) or not self.peer
 
     @property
     def unacknowledged(self) -> int:
@@ -96,9 +100,14 @@ class Link:
         return len(self._sent) + len(self._waiting)
 
     def send(self, message: Message, acknowledged: Callable[[], None] | None = None) -> None:
-        """Send a message; `acknowledged` is called when the peer has a numbered one."""
+        """Send a message; `acknowledged` is called when the peer has a numbered one.
+
+        Without a session a numbered message goes nowhere: when one begins, its sender looks what is missing.
+        """
         if not message.NUMBERED:
             self._put(0, message)
+            return
+        if not self.peer:
             return
         size = len(getattr(message, "payload", b"")) + 256
         pending = _Pending(self._next_seq, message, size, acknowledged)
@@ -108,10 +117,7 @@ class Link:
 
     def _fill_window(self) -> None:
         while (
-            self.peer
-            and self._waiting
-            and len(self._sent) < WINDOW_MESSAGES
-            and (self._sent_bytes < WINDOW_BYTES or not self._sent)
+            self._waiting and len(self._sent) < WINDOW_MESSAGES and (self._sent_bytes < WINDOW_BYTES or not self._sent)
         ):
             pending = self._waiting.popleft()
             self._sent.append(pending)
@@ -144,17 +150,21 @@ class Link:
         if peer_session == self.peer:
             self.resend()
             return False
-        first = not self.peer
+        self._begin()
         self.peer = peer_session
-        self._received = self._unacknowledged = self._unacknowledged_bytes = 0
-        if not first:
-            # What was under way was meant for a peer that is no more; commands have their own recovery.
-            self._sent.clear()
-            self._waiting.clear()
-            self._sent_bytes = 0
-            self._next_seq = 1
-        self._fill_window()
         return True
+
+    def renew(self, session: str) -> None:
+        """Our own memory has gone another way (a restore): a new session, and no peer until it is opened again."""
+        self._begin()
+        self.session, self.peer = session, ""
+
+    def _begin(self) -> None:
+        self._received = self._unacknowledged = self._unacknowledged_bytes = 0
+        self._sent.clear()
+        self._waiting.clear()
+        self._sent_bytes = 0
+        self._next_seq = 1
 
     def received(self, envelope: Envelope) -> None:
         """Take a message from the broker."""

@@ -31,6 +31,8 @@ MAX_TEXT = 32 * 1024  # one string
 MAX_ITEMS = 4096  # one list or mapping
 MAX_COUNT = 2**63 - 1
 
+RUNNING, ENDED = "running", "ended"  # what HELLO says of a command
+
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
@@ -60,6 +62,11 @@ def _number(_: Any, field: Any, value: Any) -> None:
         raise ProtocolError(f"{field.name} must be a number from 0")
 
 
+def _flag(_: Any, field: Any, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ProtocolError(f"{field.name} must be true or false")
+
+
 def _optional_count(instance: Any, field: Any, value: Any) -> None:
     if value is not None:
         _count(instance, field, value)
@@ -78,6 +85,15 @@ def _text_map(_: Any, field: Any, value: Any) -> None:
     for key, item in value.items():
         _text()(None, field, key)
         _text()(None, field, item)
+
+
+def _held(_: Any, field: Any, value: Any) -> None:
+    if not isinstance(value, Mapping) or len(value) > MAX_ITEMS:
+        raise ProtocolError(f"{field.name} must be an object of at most {MAX_ITEMS} ids")
+    for key, item in value.items():
+        _id(None, field, key)
+        if item not in (RUNNING, ENDED):
+            raise ProtocolError(f"{field.name} must say {RUNNING} or {ENDED} of each id")
 
 
 def _one_of(*allowed: str) -> Callable[[Any, Any, Any], None]:
@@ -131,29 +147,37 @@ class Hello(Message):
     """The guest agent is there and ready; sent after every (re)connection until a WELCOME answers it.
 
     Safe to repeat: the host answers each one, and only a new session starts the numbering anew.
-    `epoch` is new for every boot and every restore; `commands` are the ids that this guest still holds,
-    running or finished and not yet confirmed. `proof` shows that the sender knows this guest's passcode:
-    a guest that has a login of its own cannot speak for another.
+    `boot` is new whenever the guest's keeper has started over, and all programs with it. `epoch` is the last one that
+    a WELCOME told this agent, 0 for none: the link opens only in the host's present epoch, so that what a guest said
+    before it was restored or rebooted can never be taken for its present view. `commands` is that view: every command
+    and copy that it holds, with `running` or `ended` (and not yet confirmed). `proof` shows that the sender knows this
+    guest's secret: a guest that has a login of its own cannot speak for another.
     """
 
     guest: str = attrs.field(validator=_id)
-    epoch: str = attrs.field(validator=_id)
+    boot: str = attrs.field(validator=_id)
     proof: str = attrs.field(validator=_text(64), repr=False)
     agent_version: str = attrs.field(validator=_text(64))
+    epoch: int = attrs.field(default=0, validator=_count)
     system: str = attrs.field(default="", validator=_text(256))
     home: str = attrs.field(default="", validator=_text(4096))
-    commands: tuple[str, ...] = attrs.field(default=(), converter=_tuple, validator=_texts)
+    commands: Mapping[str, str] = attrs.field(factory=dict, validator=_held)
 
 
 @_message("WELCOME", "host", numbered=False)
 @attrs.frozen
 class Welcome(Message):
-    """The host's answer to HELLO: the session is open, both sides re-send what was not acknowledged.
+    """The host's answer to HELLO; or, unasked and to any session, its call for one: it has started anew.
 
-    `beacon_s` is the wished time between beacons, in seconds; `clock` the host's time (seconds since 1970).
+    `epoch` counts the boots and restores of this guest, from 1. `opened`: HELLO was in that epoch, the session is
+    open and both sides go on. Else the guest takes the epoch over, in a new session if it knew another epoch before,
+    and says HELLO again. `beacon_s` is the wished time between beacons, in seconds; `clock` the host's time
+    (seconds since 1970).
     """
 
     host: str = attrs.field(validator=_id)
+    opened: bool = attrs.field(validator=_flag)
+    epoch: int = attrs.field(validator=_count)
     beacon_s: float = attrs.field(validator=_number)
     clock: float = attrs.field(default=0.0, validator=_number)
 
@@ -417,9 +441,9 @@ def decode(body: bytes) -> Envelope:
     return Envelope(message, sender, receiver, seq, ack)
 
 
-def proof_of(passcode: str, guest: str, session: str) -> str:
-    """What HELLO carries: HMAC-SHA256 (hex) of the guest and its session under the guest's passcode."""
-    return hmac.new(passcode.encode("utf-8"), f"{guest} {session}".encode(), "sha256").hexdigest()
+def proof_of(secret: str, guest: str, session: str) -> str:
+    """What HELLO carries: HMAC-SHA256 (hex) of the guest and its session under the guest's secret."""
+    return hmac.new(secret.encode("utf-8"), f"{guest} {session}".encode(), "sha256").hexdigest()
 
 
 def guest_queue(guest: str) -> str:

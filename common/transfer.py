@@ -239,7 +239,7 @@ class Sink:
     def __init__(self, destination: Path, manifest: Manifest, copy_id: str, *, direct: bool = False) -> None:
         self.manifest = manifest
         self._destination = destination
-        self._part = destination.parent / f".{destination.name[:100]}.{copy_id}.part"
+        self._part = _part(destination, copy_id)
         self._digest = hashlib.sha256(manifest.to_json())
         self._files = iter([entry for entry in manifest.entries if entry.kind == "file"])
         self._open: BinaryIO | None = None
@@ -375,7 +375,20 @@ class Sink:
     def discard(self) -> None:
         """Stop and remove what was received."""
         self.close()
-        if self._part.is_dir():
-            shutil.rmtree(self._part, ignore_errors=True)
-        else:
-            self._part.unlink(missing_ok=True)
+        _remove(self._part)
+
+
+def discard_part(destination: Path, copy_id: str) -> None:
+    """Remove what an earlier process received of a copy."""
+    _remove(_part(destination, copy_id))
+
+
+def _part(destination: Path, copy_id: str) -> Path:
+    return destination.parent / f".{destination.name[:100]}.{copy_id}.part"
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir() and not part.is_symlink():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)

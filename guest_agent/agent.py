@@ -1,6 +1,8 @@
 """The guest agent: `build_guest_agent` makes every part and connects it to the others.
 
-CONNECTING ──broker──▶ GREETING ──WELCOME──▶ SERVING ──broker lost──▶ CONNECTING
+CONNECTING ──broker──▶ GREETING ──WELCOME, opened──▶ SERVING ──broker lost──▶ CONNECTING
+                          ▲                              │
+                          └─WELCOME, not opened: another epoch, or a host agent that has started anew
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from .runner import Runner
 
 HELLO_AGAIN = 2.0  # seconds without a WELCOME; the wait grows up to HELLO_MOST
 HELLO_MOST = 30.0
+KEEPER_FAREWELL = 0.5  # seconds in which the host may hear what was lost with the keeper
 
 
 def build_guest_agent(reactor: Any, config: GuestConfig, home: Path) -> GuestAgent:
@@ -40,8 +43,8 @@ def build_guest_agent(reactor: Any, config: GuestConfig, home: Path) -> GuestAge
     broker = BrokerLink(reactor, config.brokers, config.credentials, [messages.guest_queue(config.guest)], events=agent)
     link = Link(reactor, new_session(), agent.transmit, agent.deliver)
     journal = Journal(state / GUEST_JOURNAL)
-    runner = Runner(reactor, home, journal, link)
-    copier = Copier(reactor, home, config.files, link)
+    runner = Runner(reactor, home, journal, link, agent.keeper_lost)
+    copier = Copier(reactor, home, config.files, journal, link)
     presence = Presence(reactor, config.guest, runner.running, agent.beacon)
     agent.wire(broker, link, journal, runner, copier, presence)
     runner.connect(reactor, keeper_socket(home), ready=broker.start)
@@ -63,7 +66,7 @@ class GuestAgent:
         self._reactor = reactor
         self._config = config
         self._home = home
-        self._epoch = new_session()
+        self._epoch = 0  # as the host counts them; 0 until it has told us
         self._hello: IDelayedCall | None = None
         self._hello_wait = HELLO_AGAIN
         self.state = State.CONNECTING
@@ -127,12 +130,13 @@ class GuestAgent:
         self._link.send(
             Hello(
                 guest=self._config.guest,
-                epoch=self._epoch,
-                proof=messages.proof_of(self._config.credentials.passcode, self._config.guest, self._link.session),
+                boot=self._runner.boot,
+                proof=messages.proof_of(self._config.secret, self._config.guest, self._link.session),
                 agent_version=VERSION,
+                epoch=self._epoch,
                 system=f"{platform.system()} {platform.release()} {platform.machine()}",
                 home=str(self._home),
-                commands=tuple(self._runner.ids() + self._copier.ids())[: messages.MAX_ITEMS],
+                commands={**self._copier.held(), **self._runner.held()},
             )
         )
 
@@ -142,14 +146,34 @@ class GuestAgent:
         self._hello = None
 
     def _welcome(self, envelope: Envelope, welcome: Welcome) -> None:
-        if envelope.receiver != self._link.session or welcome.host != self._config.host:
+        if envelope.receiver not in ("", self._link.session) or welcome.host != self._config.host:
             return
+        if not welcome.opened:
+            if welcome.epoch != self._epoch or envelope.sender != self._link.peer:
+                self._greet_anew(welcome.epoch)
+            return
+        if welcome.epoch != self._epoch or self.state is State.CONNECTING:
+            return  # an echo of a time that is over
         self._cancel_hello()
         if self.state is not State.SERVING:
-            self._log.info("the host {host} answers", host=welcome.host)
+            self._log.info("the host {host} answers, epoch {epoch}", host=welcome.host, epoch=self._epoch)
         self.state = State.SERVING
         self._link.open(envelope.sender)
         self._presence.every(welcome.beacon_s)
+
+    def _greet_anew(self, epoch: int) -> None:
+        """The host counts another epoch (we have booted, or were restored without noticing) or has started anew."""
+        if self.state is State.CONNECTING:
+            return
+        if self._epoch not in (0, epoch):
+            self._log.info("this guest was restored: epoch {epoch}", epoch=epoch)
+            self._link.renew(new_session())
+        self._epoch = epoch
+        self._presence.stop()
+        self._cancel_hello()
+        self.state = State.GREETING
+        self._hello_wait = HELLO_AGAIN
+        self._greet()
 
     # -- messages
 
@@ -159,6 +183,11 @@ class GuestAgent:
     def _confirm(self, message: Confirm) -> None:
         self._runner.confirm(message.command)
         self._copier.confirm(message.command)
+
+    def keeper_lost(self) -> None:
+        """Without its keeper this agent is of no use: end, and let whoever supervises it start both anew."""
+        self._log.error("the keeper has ended; this agent ends too, to be started again")
+        self._reactor.callLater(KEEPER_FAREWELL, self._reactor.stop)
 
     def stop(self) -> Deferred[None]:
         """Say goodbye, end every command, disconnect."""

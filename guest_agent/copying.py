@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import attrs
 from twisted.logger import Logger
 
 from common import transfer
 from common.errors import ConfigError, TransferError, VMwrapperError
 from common.files import confine
 from common.link import Link
-from common.messages import Copied, CopyIn, CopyOut
+from common.messages import ENDED, RUNNING, Copied, CopyIn, CopyOut
+
+from .journal import Journal
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -38,6 +41,7 @@ AHEAD = 2  # buffers of that size
 WAKE = 64 * 1024  # bytes that are worth waking up for
 BLOCK = 4 * 1024 * 1024  # bytes in one upload request
 AT_ONCE = 4  # copies; more wait
+MOST_HELD = 512  # under way, waiting, or not yet confirmed
 
 
 class Copier:
@@ -45,13 +49,16 @@ class Copier:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, home: Path, base_url: str, link: Link) -> None:
+    def __init__(self, reactor: Any, home: Path, base_url: str, journal: Journal, link: Link) -> None:
         self._reactor = reactor
+        self._journal = journal
         self._home = home
         url = urlsplit(base_url)
         self._address = (url.hostname or "", url.port or 80)
         self._link = link
-        self._copies: dict[str, Copied | None] = {}  # None: under way
+        self._copies: dict[str, Copied | None] = {  # None: under way
+            copy: Copied(copy, **result) for copy, result in journal.copies.items()
+        }
         self._turns = threading.BoundedSemaphore(AT_ONCE)
 
     def copy_in(self, message: CopyIn) -> None:
@@ -65,14 +72,18 @@ class Copier:
         if self._copies.get(command) is not None:
             del self._copies[command]
 
-    def ids(self) -> list[str]:
-        return list(self._copies)
+    def held(self) -> dict[str, str]:
+        """What HELLO says of the copies."""
+        return {copy: RUNNING if result is None else ENDED for copy, result in self._copies.items()}
 
     def _begin(self, command: str, work: Callable[[], Copied]) -> None:
         if command in self._copies:
             result = self._copies[command]
             if result is not None:
                 self._link.send(result)
+            return
+        if len(self._copies) >= MOST_HELD:
+            self._link.send(Copied(command, reason=f"the guest has {MOST_HELD} copies to do already"))
             return
         self._copies[command] = None
         # A thread of its own, not the reactor's pool: a copy may take hours, and must not keep an agent from ending.
@@ -90,6 +101,11 @@ class Copier:
 
     def _done(self, result: Copied) -> None:
         self._copies[result.command] = result
+        try:
+            fields = attrs.asdict(result, filter=lambda field, _: field.name != "command")
+            self._journal.copied(result.command, fields)
+        except OSError as error:
+            self._log.warn("the end of copy {id} is not in the journal: {error}", id=result.command, error=error)
         self._link.send(result)
 
     # -- in the thread

@@ -1,90 +1,78 @@
 """The journal: which commands this guest was given, on disk before they have any effect.
 
-One JSON object a line, appended and flushed to the disk: {"id": …, "is": "accepted"}, then {"id": …, "is": "ended",
-"result": {…}}, then {"id": …, "is": "forgotten"}. A repeat of a known command is answered from here.
-A line that a power cut left half written is the last one and is ignored.
+One JSON object a line: {"id": …, "is": "accepted"}, then {"id": …, "is": "ended", "result": {…}}, then {"id": …,
+"is": "forgotten"}. A repeat of a known command is answered from here. For copies, which may be done twice without
+harm, only the end is noted ("copied").
 """
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from common.line_log import LineLog
 
 COMPACT_AFTER = 2000  # lines of forgotten commands
 
 
 class Journal:
-    """The commands of one guest, by id: None while accepted, a result's fields once ended."""
+    """`commands` of one guest, by id: None while accepted, a result's fields once ended. `copies`: those that ended."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._log = LineLog(path)
         self.commands: dict[str, dict[str, Any] | None] = {}
-        self._lines = 0
-        self._load()
-        self._file = path.open("ab", buffering=0)
+        self.copies: dict[str, dict[str, Any]] = {}
+        for entry in self._log.entries:
+            self._take(entry)
+        self._log.entries.clear()
 
-    def _load(self) -> None:
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
+    def _take(self, entry: dict[str, Any]) -> None:
+        command, what, result = entry.get("id"), entry.get("is"), entry.get("result")
+        if not isinstance(command, str):
             return
-        lines = data.split(b"\n")
-        for line in lines[:-1]:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if entry["is"] == "accepted":
-                self.commands[entry["id"]] = None
-            elif entry["is"] == "ended":
-                self.commands[entry["id"]] = entry["result"]
-            else:
-                self.commands.pop(entry["id"], None)
-        if lines[-1]:
-            # A line without its end: cut it off, or the next line would be glued to it.
-            os.truncate(self._path, len(data) - len(lines[-1]))
-        self._lines = len(lines)
+        if what == "accepted":
+            self.commands[command] = None
+        elif what == "ended" and isinstance(result, dict):
+            self.commands[command] = result
+        elif what == "copied" and isinstance(result, dict):
+            self.copies[command] = result
+        elif what == "forgotten":
+            self.commands.pop(command, None)
+            self.copies.pop(command, None)
 
     def accepted(self, command: str) -> None:
-        """Note a command, before it has any effect."""
+        """Note a command, before it has any effect. OSError: it is not noted, and must not run."""
+        self._log.append({"id": command, "is": "accepted"})
         self.commands[command] = None
-        self._append({"id": command, "is": "accepted"})
 
     def ended(self, command: str, result: dict[str, Any]) -> None:
-        """Note how it ended, before the host is told."""
+        """Note how it ended, before the host is told. OSError: a restart would report it lost."""
         self.commands[command] = result
-        self._append({"id": command, "is": "ended", "result": result})
+        self._log.append({"id": command, "is": "ended", "result": result})
+
+    def copied(self, copy: str, result: dict[str, Any]) -> None:
+        """Note how a copy ended. Not flushed: after a power cut the host asks for it again."""
+        self.copies[copy] = result
+        self._log.append({"id": copy, "is": "copied", "result": result}, flush=False)
 
     def forgotten(self, command: str) -> None:
         """The host has the result. Not flushed: to forget twice does no harm."""
-        if self.commands.pop(command, None) is not None:
-            self._append({"id": command, "is": "forgotten"}, flush=False)
-        if self._lines > COMPACT_AFTER + 2 * len(self.commands):
-            self._compact()
+        known = self.commands.pop(command, self) is not self
+        known = self.copies.pop(command, None) is not None or known
+        if known:
+            self._log.append({"id": command, "is": "forgotten"}, flush=False)
+        held = len(self.commands) + len(self.copies)
+        if self._log.lines > COMPACT_AFTER + 2 * held:
+            self._log.rewrite(self._present())
 
-    def _append(self, entry: dict[str, Any], *, flush: bool = True) -> None:
-        self._file.write(json.dumps(entry, separators=(",", ":")).encode("ascii") + b"\n")
-        self._lines += 1
-        if flush:
-            os.fdatasync(self._file.fileno())
-
-    def _compact(self) -> None:
-        fresh = self._path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            for command, result in self.commands.items():
-                entries: list[dict[str, Any]] = [{"id": command, "is": "accepted"}]
-                if result is not None:
-                    entries.append({"id": command, "is": "ended", "result": result})
-                for entry in entries:
-                    file.write(json.dumps(entry, separators=(",", ":")).encode("ascii") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._file.close()
-        fresh.replace(self._path)
-        self._file = self._path.open("ab", buffering=0)
-        self._lines = 2 * len(self.commands)
+    def _present(self) -> Iterator[dict[str, Any]]:
+        for command, result in self.commands.items():
+            yield {"id": command, "is": "accepted"}
+            if result is not None:
+                yield {"id": command, "is": "ended", "result": result}
+        for copy, result in self.copies.items():
+            yield {"id": copy, "is": "copied", "result": result}
 
     def close(self) -> None:
-        self._file.close()
+        self._log.close()

@@ -10,7 +10,7 @@ and for output a newline and the raw bytes. Only the standard library is importe
     agent → keeper   spawn  id argv env cwd stdin deadline      seek   id stdout stderr   (send again from there)
                      ack    id stream offset                    signal id signal
                      forget id                                  quit
-    keeper → agent   state  commands: [id pid running stdout stderr]  (first, on every connection)
+    keeper → agent   state  keeper commands: [id pid running stdout stderr]  (first, on every connection)
                      started id pid     refused id reason       output id stream offset + bytes
                      ended  id outcome … (after the last byte of output)
 """
@@ -62,6 +62,7 @@ class Keeper:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._id = os.urandom(8).hex()
         self._selector = selectors.DefaultSelector()
         self._commands: dict[str, Child] = {}
         self._agent: socket.socket | None = None
@@ -131,7 +132,9 @@ class Keeper:
                 command.told = False
                 for stream in command.streams.values():
                     stream.sent = stream.base
-            self._tell({"op": "state", "commands": [self._describe(c) for c in self._commands.values()]})
+            self._tell(
+                {"op": "state", "keeper": self._id, "commands": [self._describe(c) for c in self._commands.values()]}
+            )
 
     def _describe(self, command: Child) -> dict[str, Any]:
         return {

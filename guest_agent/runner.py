@@ -26,12 +26,13 @@ from twisted.python.failure import Failure
 from common.errors import ConfigError
 from common.files import confine
 from common.link import Link
-from common.messages import MAX_PAYLOAD, Output, Result, Run, Signal, Started, Usage
+from common.messages import ENDED, MAX_PAYLOAD, RUNNING, Output, Result, Run, Signal, Started, Usage
 
 from . import keeper
 from .journal import Journal
 
 USAGE_EVERY = 0.5  # seconds between looks at a command's fraction file and CPU time
+MOST_HELD = 2048  # commands that run, or whose end the host has not confirmed
 FRACTION_MOST = 4096  # bytes that are read from the end of a fraction file
 
 _NUMBER = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -50,6 +51,7 @@ class _Command:
     run: Run
     state: State = State.ACCEPTED
     pid: int = 0
+    kept: bool = False  # the keeper has it, with the output that the host has not acknowledged
     result: Result | None = None
     last_usage: Usage | None = None
 
@@ -59,8 +61,10 @@ class Runner:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, home: Path, journal: Journal, link: Link) -> None:
+    def __init__(self, reactor: Any, home: Path, journal: Journal, link: Link, keeper_gone: Callable[[], None]) -> None:
         self._reactor: IReactorTime = reactor
+        self._keeper_gone = keeper_gone
+        self.boot = ""  # the keeper's life, which is that of all programs here
         self._home = home
         self._journal = journal
         self._link = link
@@ -78,24 +82,29 @@ class Runner:
         """Connect to the keeper; `ready` is called when it has told what it holds. Retries while it starts."""
         reactor.connectUNIX(str(path), _KeeperFactory(self, ready, self._reactor))
 
-    def keeper_state(self, connection: _KeeperConnection, commands: list[dict[str, Any]]) -> None:
-        """The keeper's first words: what it holds from before this agent was started."""
+    def keeper_state(self, connection: _KeeperConnection, keeper_id: str, commands: list[dict[str, Any]]) -> None:
+        """The keeper's first words: who it is, and what it holds from before this agent was started."""
         self._keeper = connection
+        self.boot = keeper_id
         held = {entry["id"]: entry for entry in commands}
         for command, result in list(self._journal.commands.items()):
             if result is None and command not in held:
                 self._end(command, Result(command, "lost", reason="the guest or its agent's keeper was restarted"))
         for command, entry in held.items():
-            if self._journal.commands.get(command, {}) is not None:
+            if command not in self._journal.commands:
                 connection.tell({"op": "forget", "id": command})
                 continue
-            self._commands[command] = _Command(Run(command, ("?",)), State.RUNNING, entry["pid"])
+            known = self._commands.setdefault(command, _Command(Run(command, ("?",)), State.RUNNING))
+            known.pid, known.kept = entry["pid"], True
 
     def keeper_lost(self) -> None:
         """Without its keeper no command's end can be known any more."""
         self._keeper = None
+        for command in self._commands.values():
+            command.kept = False
         for command in [c for c in self._commands.values() if c.state is not State.ENDED]:
             self._end(command.run.command, Result(command.run.command, "lost", reason="the guest's keeper ended"))
+        self._keeper_gone()
 
     # -- what the host asks for
 
@@ -104,11 +113,12 @@ class Runner:
         if known is not None:
             self._again(known, message)
             return
-        command = self._commands[message.command] = _Command(message)
-        self._journal.accepted(message.command)
-        if self._keeper is None:
-            self._end(message.command, Result(message.command, "not_started", reason="the guest's keeper is gone"))
+        if (refusal := self._why_not_take(message.command)) is not None:
+            # Nothing was noted and nothing has run, so a repeat may find that it can be taken after all.
+            self._link.send(Result(message.command, "not_started", reason=refusal))
             return
+        command = self._commands[message.command] = _Command(message)
+        assert self._keeper is not None
         try:
             cwd = confine(self._home, message.cwd)
             stdin = str(confine(self._home, message.stdin)) if message.stdin else ""
@@ -117,6 +127,7 @@ class Runner:
         except ConfigError as error:
             self._end(message.command, Result(message.command, "not_started", reason=str(error)))
             return
+        command.kept = True
         self._keeper.tell(
             {
                 "op": "spawn",
@@ -129,12 +140,24 @@ class Runner:
             }
         )
 
+    def _why_not_take(self, command: str) -> str | None:
+        """Why a new command cannot be taken; None when it is in the journal."""
+        if self._keeper is None:
+            return "the guest's keeper is gone"
+        if len(self._commands) >= MOST_HELD:
+            return f"the guest holds {MOST_HELD} commands already"
+        try:
+            self._journal.accepted(command)
+        except OSError as error:
+            return f"the guest's journal cannot be written: {error.strerror}"
+        return None
+
     def _again(self, command: _Command, message: Run) -> None:
         """A RUN that we know: the host has started anew. Tell it all it lacks; run nothing."""
         command.run = message
         if command.state is State.ENDED and command.result is not None:
             have = (message.have_stdout, message.have_stderr)
-            if self._keeper is None or have == (command.result.stdout_bytes, command.result.stderr_bytes):
+            if not command.kept or have == (command.result.stdout_bytes, command.result.stderr_bytes):
                 self._link.send(command.result)
                 return
             command.state = State.RUNNING  # until the keeper has given out the rest once more
@@ -153,10 +176,14 @@ class Runner:
         """The host has the result."""
         if self._commands.pop(command, None) is not None and self._keeper is not None:
             self._keeper.tell({"op": "forget", "id": command})
-        self._journal.forgotten(command)
+        try:
+            self._journal.forgotten(command)
+        except OSError as error:
+            self._log.warn("the journal cannot be written: {error}", error=error)
 
-    def ids(self) -> list[str]:
-        return list(self._commands)
+    def held(self) -> dict[str, str]:
+        """What HELLO says of the commands."""
+        return {name: ENDED if c.state is State.ENDED else RUNNING for name, c in self._commands.items()}
 
     def running(self) -> int:
         return sum(1 for command in self._commands.values() if command.state is State.RUNNING)
@@ -175,6 +202,7 @@ class Runner:
             if not self._usage.running:
                 self._usage.start(USAGE_EVERY, now=False)
         elif head["op"] == "refused":
+            command.kept = False
             self._end(head["id"], Result(head["id"], "not_started", reason=head["reason"]))
         elif head["op"] == "ended":
             fields = {key: value for key, value in head.items() if key not in ("op", "id")}
@@ -194,7 +222,10 @@ class Runner:
             self._link.send(Output(command.run.command, stream, offset + start, piece), acknowledged if last else None)
 
     def _end(self, command: str, result: Result) -> None:
-        self._journal.ended(command, attrs.asdict(result, filter=lambda field, _: field.name != "command"))
+        try:
+            self._journal.ended(command, attrs.asdict(result, filter=lambda field, _: field.name != "command"))
+        except OSError as error:
+            self._log.warn("the end of {id} is not in the journal: {error}", id=command, error=error)
         self._adopt_result(command, result)
         self._link.send(result)
 
@@ -263,7 +294,7 @@ class _KeeperConnection(Int32StringReceiver):
     def stringReceived(self, string: bytes) -> None:
         head, payload = keeper.unpack(string)
         if head["op"] == "state":
-            self._runner.keeper_state(self, head["commands"])
+            self._runner.keeper_state(self, head["keeper"], head["commands"])
             self._ready()
         else:
             self._runner.kept(head, payload)

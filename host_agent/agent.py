@@ -13,45 +13,49 @@ from twisted.logger import Logger
 
 from common import messages
 from common.broker_link import BrokerAddress, BrokerLink, Credentials
-from common.link import new_session
 
 from .broker.embedded import EmbeddedBroker
 from .broker.principals import Principal
 from .commands import Commands
 from .control import ControlServer, Endpoint
+from .copies import Copies
 from .files_service import FilesService
 from .guests import Guest, Guests
 from .hypervisors.base import Hypervisor
 from .ledger import sweep
 from .once import Once
 from .operations import Operations
+from .requests import Requests
+from .state import AgentState
 from .vms import BROKER_PORT, FILES_PORT, VirtualMachines
 
 LOOPBACK = "127.0.0.1"
 
 
-def build_host_agent(reactor: Any, hypervisor: Hypervisor, stopped: Callable[[], None]) -> HostAgent:
+def build_host_agent(reactor: Any, hypervisor: Hypervisor, state: AgentState, stopped: Callable[[], None]) -> HostAgent:
     """The map of the program: every part of a host agent and who talks to whom.
 
     `stopped` is called when the agent was asked to end and has ended everything it had.
     """
-    agent_id = f"h-{new_session()}"
+    agent_id = state.agent_id
     logins = Logins(agent_id)
     broker = EmbeddedBroker(reactor, authenticate=logins.authenticate)
     files = FilesService(reactor)
-    agent = HostAgent(reactor, agent_id, broker, logins, stopped)
+    agent = HostAgent(reactor, state, broker, logins, stopped)
 
-    commands = Commands(reactor, files)
-    guests = Guests(reactor, agent_id, agent.send, commands)
+    commands = Commands(reactor, state.outbox, state.output)
+    copies = Copies(files, state.outbox)
+    requests = Requests(commands, copies)
+    guests = Guests(reactor, agent_id, agent.send, requests, new_epoch=lambda guest: vms.keep(guest))
     logins.guests = guests
 
     def services_for(guest: Guest) -> dict[int, IProtocolFactory]:
         return {BROKER_PORT: broker.factory_for(guest.id), FILES_PORT: files.factory_for(guest.id)}
 
-    vms = VirtualMachines(reactor, agent_id, hypervisor, guests, commands, services_for)
-    operations = Operations(reactor, vms, guests, commands, agent.shut_down)
+    vms = VirtualMachines(reactor, agent_id, hypervisor, guests, requests, state, services_for)
+    operations = Operations(reactor, vms, guests, commands, copies, agent.shut_down)
     control = ControlServer(reactor, agent_id, operations)
-    agent.wire(guests, vms, control)
+    agent.wire(guests, vms, requests, control)
     return agent
 
 
@@ -68,7 +72,7 @@ class Logins:
             own = Principal.with_rules(login, send=["/queue/vmwrapper.guest.*"], subscribe=["*"])
             return own if secrets.compare_digest(passcode.encode(), self.passcode.encode()) else None
         guest = self.guests.get(login) if self.guests is not None else None
-        if guest is None or not secrets.compare_digest(passcode.encode(), guest.passcode.encode()):
+        if guest is None or not secrets.compare_digest(passcode.encode(), guest.identity.passcode.encode()):
             return None
         return Principal.with_rules(
             login,
@@ -83,9 +87,10 @@ class HostAgent:
     _log = Logger()
 
     def __init__(
-        self, reactor: Any, agent_id: str, broker: EmbeddedBroker, logins: Logins, stopped: Callable[[], None]
+        self, reactor: Any, state: AgentState, broker: EmbeddedBroker, logins: Logins, stopped: Callable[[], None]
     ) -> None:
-        self.id = agent_id
+        self.id = state.agent_id
+        self._state = state
         self._reactor = reactor
         self._broker = broker
         self._logins = logins
@@ -95,13 +100,13 @@ class HostAgent:
         # End every VM and remove what this agent made; then tell `stopped`.
         self.shut_down = Once(self._shut_down)
 
-    def wire(self, guests: Guests, vms: VirtualMachines, control: ControlServer) -> None:
-        self._guests, self._vms, self._control = guests, vms, control
+    def wire(self, guests: Guests, vms: VirtualMachines, requests: Requests, control: ControlServer) -> None:
+        self._guests, self._vms, self._requests, self._control = guests, vms, requests, control
 
     async def start(self) -> Endpoint:
-        """Open the broker, connect to it, listen for clients; says where."""
-        for sentence in sweep():
-            self._log.info("left by an agent that died: {sentence}", sentence=sentence)
+        """Take up what an earlier agent left, open the broker, connect to it, listen for clients; says where."""
+        self._vms.expect_all()
+        self._requests.load(self._guests.get)
         self._port = await self._broker.listen(LOOPBACK, 0)
         assert self._port is not None
         address: Any = self._port.getHost()
@@ -113,6 +118,9 @@ class HostAgent:
             events=self,
         )
         self._link.start()
+        await self._vms.adopt_all()
+        for sentence in sweep():
+            self._log.info("left by an agent that died: {sentence}", sentence=sentence)
         return self._control.listen()
 
     def send(self, destination: str, body: bytes) -> None:
@@ -138,6 +146,7 @@ class HostAgent:
             ("connection to the broker", self._link.stop if self._link is not None else None),
             ("broker", self._broker.stop),
             ("control interface", self._control.stop),
+            ("state", lambda: self._state.close(remove=not self._state.vms)),
         ):
             try:
                 if end is not None:

@@ -1,42 +1,34 @@
-"""Commands and copies that this host agent has asked of its guests.
+"""Programs that this host agent runs in its guests.
 
-    ASKED ──STARTED──▶ RUNNING ──RESULT──▶ ENDED
-      └──────────────RESULT / COPIED───────┘
+    ASKED ──acknowledged──▶ RUNNING ──RESULT──▶ ENDED
+      └──RESULT, or the VM ended────────────────▲ │
+                      ◀──── undone by a restore ──┘
 
-A command ends exactly once: by the guest's RESULT, or as `lost` when its VM is gone. Output goes to the host's disk
-as it comes; the link acknowledges it only after it was written, so a slow disk slows the program and nothing grows.
+A command ends exactly once: by the guest's RESULT, or as `lost` when its end will never be known; only the restore of
+a snapshot in which it still ran opens it again. Output goes to the host's disk as it comes, and is acknowledged only
+after it was written, so a slow disk slows the program and nothing grows.
 """
 
 from __future__ import annotations
 
 import enum
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from common.errors import ConfigError, TransferError, VMwrapperError
-from common.messages import (
-    Confirm,
-    Copied,
-    CopyIn,
-    CopyOut,
-    Message,
-    Output,
-    Result,
-    Run,
-    Signal,
-    Started,
-    Usage,
-)
+from common.errors import ConfigError, ProtocolError
+from common.messages import Confirm, Message, Output, Result, Run, Signal, Started, Usage
 
-from .files_service import FilesService, OpenCopy
-from .guests import Guest, GuestListener, Presence
+from .guests import Guest
+from .outbox import Outbox, Record
+from .reconcile import Action, HostView
+from .streams import OutputGap, OutputStream, SpoolStream
 
 KEEP_ENDED = 1000  # commands whose results can still be asked for
 DEADLINE_GRACE = 30.0  # seconds after a command's own deadline that its RESULT may take
@@ -50,44 +42,27 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
-class _Stream:
-    """One output stream on its way to a file of the host."""
-
-    def __init__(self, path: str) -> None:
-        self.have = 0
-        self._file: BinaryIO | None = Path(path).open("ab", buffering=0) if path else None  # noqa: SIM115
-
-    def take(self, offset: int, payload: bytes) -> bytes:
-        """Write what is new in a piece; returns it. A repeat adds nothing."""
-        if offset > self.have:
-            raise VMwrapperError(f"output is missing between bytes {self.have} and {offset}")
-        fresh = payload[self.have - offset :]
-        if self._file is not None and fresh:
-            self._file.write(fresh)
-        self.have += len(fresh)
-        return fresh
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
 @attrs.define(eq=False)
 class Command:
     """One program run in a guest."""
 
     id: str
-    guest: Guest
+    guest: Guest | None  # None: its VM was gone before this host agent began
     run: Run
-    streams: dict[str, _Stream] = attrs.field(repr=False)
+    record: Record = attrs.field(repr=False)
+    streams: dict[str, OutputStream] = attrs.field(repr=False)
     state: State = State.ASKED
-    delivered: bool = False  # the guest has acknowledged RUN
     pid: int = 0
     usage: Usage | None = None
     result: Result | None = None
+    gap: str = ""  # why its output is not whole
+    signals: list[str] = attrs.field(factory=list)  # not yet acknowledged
     watchers: list[Update] = attrs.field(factory=list, repr=False)
     waiters: list[Deferred[Result]] = attrs.field(factory=list, repr=False)
+
+    @property
+    def ended(self) -> bool:
+        return self.state is State.ENDED
 
     def wait(self) -> Deferred[Result]:
         """Fires with the result; never fails."""
@@ -103,118 +78,143 @@ class Command:
             watcher(name, data)
 
 
-@attrs.define(eq=False)
-class _Copy:
-    id: str
-    guest: Guest
-    message: CopyIn | CopyOut
-    opened: OpenCopy
-    done: Deferred[Copied]
-
-
-class Commands(GuestListener):
-    """All commands and copies, by id."""
+class Commands:
+    """All commands, by id."""
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, files: FilesService) -> None:
+    def __init__(self, clock: IReactorTime, outbox: Outbox, spools: Path) -> None:
         self._clock = clock
-        self._files = files
+        self._outbox = outbox
+        self._spools = spools
         self._commands: dict[str, Command] = {}
-        self._copies: dict[str, _Copy] = {}
 
-    # -- running programs
+    def load(self, find_guest: Callable[[str], Guest | None]) -> None:
+        """Take up what an earlier host agent had asked for."""
+        for record in [each for each in self._outbox.records.values() if not each.is_copy]:
+            try:
+                command = self._rebuild(record, find_guest(record.guest))
+            except (KeyError, TypeError, ProtocolError) as error:
+                self._log.warn("forgot command {id} of an earlier agent: {error!r}", id=record.id, error=error)
+                self._outbox.forgotten(record)
+                continue
+            if command.guest is None and not command.ended:
+                self.end(command, Result(command.id, "lost", reason="its VM was gone when the host agent came back"))
+
+    def _rebuild(self, record: Record, guest: Guest | None) -> Command:
+        request = record.request
+        streams = self._streams(record.id, request["stdout"], request["stderr"], request["starts"])
+        command = Command(record.id, guest, Run(**request["run"]), record, streams)
+        if record.result is not None:
+            command.state, command.result = State.ENDED, Result(**record.result)
+        elif record.delivered:
+            command.state = State.RUNNING
+        self._commands[command.id] = command
+        self._watch_deadline(command)
+        return command
+
+    def _streams(self, command: str, stdout: str, stderr: str, starts: list[int]) -> dict[str, OutputStream]:
+        return {
+            name: OutputStream(Path(path), start) if path else SpoolStream(self._spools / f"{command}.{name}")
+            for name, path, start in zip(("stdout", "stderr"), (stdout, stderr), starts, strict=True)
+        }
+
+    # -- what requesters ask for
+
+    def __iter__(self) -> Iterator[Command]:
+        return iter(list(self._commands.values()))
 
     def get(self, command_id: str) -> Command | None:
         return self._commands.get(command_id)
 
-    def running_in(self, guest: Guest) -> int:
-        return sum(1 for c in self._commands.values() if c.guest is guest and c.state is not State.ENDED)
+    def of(self, guest: Guest) -> list[Command]:
+        """The guest's commands that have not ended."""
+        return [c for c in self._commands.values() if c.guest is guest and not c.ended]
 
     def run(self, guest: Guest, run: Run, stdout: str = "", stderr: str = "") -> Command:
-        """Ask a guest to run a program. `stdout` and `stderr` name files of the host that are appended to."""
-        try:
-            streams = {"stdout": _Stream(stdout), "stderr": _Stream(stderr)}
-        except OSError as error:
-            raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from None
-        command = Command(run.command, guest, run, streams)
+        """Ask a guest to run a program. `stdout` and `stderr` name files of the host that are appended to;
+        each belongs to its stream alone while the command runs."""
+        if stdout and stdout == stderr:
+            raise ConfigError(f"stdout and stderr cannot both go to {stdout}", "give each a file of its own")
+        request = {
+            "is": "asked",
+            "id": run.command,
+            "guest": guest.id,
+            "run": attrs.asdict(run),
+            "stdout": stdout,
+            "stderr": stderr,
+            "starts": [_length_of(stdout), _length_of(stderr)],
+        }
         self._drop_oldest()
-        self._commands[command.id] = command
+        try:
+            record = self._outbox.asked(request)
+        except OSError as error:
+            raise ConfigError(f"the outbox of this host agent cannot be written: {error.strerror}") from None
+        command = self._rebuild(record, guest)
         self._ask(command)
-        if run.deadline_s:
-            self._clock.callLater(run.deadline_s + DEADLINE_GRACE, self._overdue, command)
         return command
+
+    def signal(self, command: Command, name: str) -> None:
+        """Send a signal to the command's processes; repeated after a restart of the guest's agent."""
+        if not command.ended:
+            command.signals.append(name)
+            self._send_signal(command, name)
+
+    def _send_signal(self, command: Command, name: str) -> None:
+        def delivered() -> None:
+            if name in command.signals:
+                command.signals.remove(name)
+
+        if command.guest is not None:
+            command.guest.link.send(Signal(command.id, name), delivered)
 
     def _ask(self, command: Command) -> None:
         def delivered() -> None:
-            command.delivered = True
+            self._outbox.delivered(command.record)
+            if command.state is State.ASKED:
+                command.state = State.RUNNING
 
-        command.guest.link.send(command.run, delivered)
+        if command.guest is not None:
+            command.guest.link.send(command.run, delivered)
 
     def _drop_oldest(self) -> None:
-        ended = [c.id for c in self._commands.values() if c.state is State.ENDED]
-        for command_id in ended[: max(0, len(ended) - KEEP_ENDED)]:
-            del self._commands[command_id]
+        ended = [c for c in self._commands.values() if c.ended]
+        for command in ended[: max(0, len(ended) - KEEP_ENDED)]:
+            del self._commands[command.id]
+            for stream in command.streams.values():
+                stream.forget()
+            self._outbox.forgotten(command.record)
 
-    def _overdue(self, command: Command) -> None:
-        if command.state is not State.ENDED:
-            reason = f"no result {DEADLINE_GRACE:.0f} s after its deadline"
-            self._end(command, Result(command.id, "lost", reason=reason))
+    # -- deadlines
 
-    def signal(self, command: Command, name: str) -> None:
-        if command.state is not State.ENDED:
-            command.guest.link.send(Signal(command.id, name))
+    def _watch_deadline(self, command: Command) -> None:
+        """The guest enforces a deadline; this is for a guest that cannot. Time in which its VM stood still is free."""
+        if command.run.deadline_s and not command.ended and command.guest is not None:
+            most = command.run.deadline_s + DEADLINE_GRACE
+            stood = command.guest.stood_still()
+            self._clock.callLater(most, self._overdue, command, self._clock.seconds(), stood)
 
-    # -- copying files
-
-    def put(self, guest: Guest, source: Path, destination: str, progress: Update) -> Deferred[Copied]:
-        """Copy a file or directory of this host into the guest; fires with what was copied or fails with why not."""
-        if not source.exists():
-            raise TransferError(f"there is no {source}")
-        return self._copy(guest, source, True, progress, lambda i, token: CopyIn(i, token, destination))
-
-    def get_files(self, guest: Guest, source: str, destination: Path, progress: Update) -> Deferred[Copied]:
-        """Copy a file or directory of the guest to this host."""
-        return self._copy(guest, destination, False, progress, lambda i, token: CopyOut(i, token, source))
-
-    def _copy(
-        self, guest: Guest, path: Path, inwards: bool, update: Update, ask: Callable[[str, str], CopyIn | CopyOut]
-    ) -> Deferred[Copied]:
-        copy_id = new_id()
-
-        def progress(done: int, total: int) -> None:
-            update("progress", {"bytes": done, "total": total})
-
-        opened = self._files.open_copy(copy_id, guest.id, path, inwards=inwards, progress=progress)
-        copy = _Copy(copy_id, guest, ask(copy_id, opened.token), opened, Deferred())
-        self._copies[copy_id] = copy
-        guest.link.send(copy.message)
-        return copy.done
-
-    def _copied(self, copy: _Copy, message: Copied) -> None:
-        del self._copies[copy.id]
-        self._files.close_copy(copy.opened)
-        if message.reason:
-            copy.done.errback(TransferError(message.reason))
-        else:
-            copy.done.callback(message)
-
-    # -- what the guests say
-
-    def guest_message(self, guest: Guest, message: Message) -> None:
-        if isinstance(message, Copied):
-            guest.link.send(Confirm(message.command))
-            copy = self._copies.get(message.command)
-            if copy is not None and copy.guest is guest:
-                self._copied(copy, message)
+    def _overdue(self, command: Command, since: float, stood: float) -> None:
+        if command.ended or command.guest is None:
             return
+        most = command.run.deadline_s + DEADLINE_GRACE
+        left = since + most + command.guest.stood_still() - stood - self._clock.seconds()
+        if left > 0:
+            self._clock.callLater(max(left, 1.0), self._overdue, command, since, stood)
+            return
+        self.signal(command, "KILL")
+        self.end(command, Result(command.id, "lost", reason=f"no result {DEADLINE_GRACE:.0f} s after its deadline"))
+
+    # -- what guests say
+
+    def message(self, guest: Guest, message: Message) -> None:
+        """A numbered message about a command."""
         command = self._commands.get(getattr(message, "command", ""))
         if command is None or command.guest is not guest:
             if isinstance(message, Result):
                 guest.link.send(Confirm(message.command))  # of a life that we no longer know
-            return
-        if isinstance(message, Started):
-            command.state, command.pid = State.RUNNING, message.pid
+        elif isinstance(message, Started):
+            command.pid = message.pid
             command.tell("started", {"command": command.id, "pid": message.pid})
         elif isinstance(message, Output):
             self._output(command, message)
@@ -223,69 +223,135 @@ class Commands(GuestListener):
             command.tell("usage", {"cpu_s": message.cpu_s, "rss_bytes": message.rss_bytes})
             if message.fraction is not None:
                 command.tell("fraction", {"fraction": message.fraction})
-        elif isinstance(message, Result):
+        elif isinstance(message, Result) and self.end(command, message):
             guest.link.send(Confirm(message.command))
-            self._end(command, message)
 
     def _output(self, command: Command, message: Output) -> None:
-        if command.state is State.ENDED:
+        if command.ended or command.gap:
             return
         try:
             fresh = command.streams[message.stream].take(message.offset, message.payload)
         except OSError as error:
             # The program must not go on as if its output were safe.
             self.signal(command, "KILL")
-            self._end(command, Result(command.id, "lost", reason=f"its output cannot be written: {error.strerror}"))
+            reason = f"its {message.stream} cannot be written: {error.strerror}"
+            self.end(command, Result(command.id, "lost", reason=reason))
             return
-        except VMwrapperError as error:
-            self._log.error("{id}: {error}", id=command.id, error=error)
+        except OutputGap as error:
+            command.gap = f"{message.stream}: {error}"
+            self._log.error("{id}: {error}", id=command.id, error=command.gap)
             return
         if fresh:
-            command.tell("output", {"stream": message.stream, "bytes": fresh})
+            offset = command.streams[message.stream].have - len(fresh)
+            command.tell("output", {"stream": message.stream, "offset": offset, "bytes": fresh})
 
-    def _end(self, command: Command, result: Result) -> None:
-        if command.state is State.ENDED:
-            return
+    def end(self, command: Command, result: Result) -> bool:
+        """The command's end. False when the host's disk does not take it: the guest then keeps it."""
+        if command.ended:
+            return True
+        have = (command.streams["stdout"].have, command.streams["stderr"].have)
+        if result.outcome != "lost" and (command.gap or have != (result.stdout_bytes, result.stderr_bytes)):
+            reason = command.gap or "its output did not survive a restart of the guest"
+            result = attrs.evolve(result, outcome="lost", reason=f"it {result.outcome}, but {reason}")
         command.state, command.result = State.ENDED, result
+        command.signals.clear()
         for stream in command.streams.values():
             stream.close()
         self._log.info(
             "{name} {id}: {outcome} {detail}",
-            name=command.guest.name,
+            name=command.guest.name if command.guest is not None else command.record.guest,
             id=command.id,
             outcome=result.outcome,
             detail=result.reason or result.signal or ("" if result.exit_code is None else result.exit_code),
         )
+        kept = True
+        try:
+            self._outbox.ended(command.record, attrs.asdict(result))
+        except OSError as error:
+            kept = False
+            self._log.error("the end of {id} is not in the outbox: {error}", id=command.id, error=error)
         waiters, command.waiters = command.waiters, []
         for waiter in waiters:
             waiter.callback(result)
         command.watchers.clear()
+        return kept
 
-    def guest_session(self, guest: Guest, known: Iterable[str]) -> None:
-        """The guest's agent has started anew. What it still holds goes on; what it never got is asked again;
-        what it had and has forgotten is lost, and is not run a second time."""
-        held = set(known)
-        for command in [c for c in self._commands.values() if c.guest is guest and c.state is not State.ENDED]:
-            if command.id in held or not command.delivered:
-                command.run = attrs.evolve(
-                    command.run,
-                    attempt=command.run.attempt + 1,
-                    have_stdout=command.streams["stdout"].have,
-                    have_stderr=command.streams["stderr"].have,
-                )
-                self._ask(command)
-            else:
-                self._end(command, Result(command.id, "lost", reason="the guest was restarted and has forgotten it"))
-        for copy in [c for c in self._copies.values() if c.guest is guest]:
-            guest.link.send(copy.message)  # a copy can be done twice
+    # -- reconciliation (`reconcile.py`)
+
+    def view(self, command_id: str) -> HostView:
+        command = self._commands.get(command_id)
+        if command is None:
+            return HostView.UNKNOWN
+        if command.ended:
+            return HostView.ENDED
+        return HostView.DELIVERED if command.record.delivered else HostView.ASKED
+
+    def act(self, action: Action, guest: Guest, command_id: str) -> None:
+        """Carry out a rule of `reconcile.RULES`."""
+        if action is Action.STOP:
+            guest.link.send(Signal(command_id, "KILL"))
+        elif action is Action.CONFIRM:
+            guest.link.send(Confirm(command_id))
+        elif action is Action.LOST:
+            reason = "the guest was restarted and has forgotten it"
+            self.end(self._commands[command_id], Result(command_id, "lost", reason=reason))
+        elif action in (Action.ASK, Action.RESUME):
+            command = self._commands[command_id]
+            command.gap = ""
+            command.run = attrs.evolve(
+                command.run,
+                attempt=command.run.attempt + 1,
+                have_stdout=command.streams["stdout"].have,
+                have_stderr=command.streams["stderr"].have,
+            )
+            self._ask(command)
+            for name in command.signals:
+                self._send_signal(command, name)
 
     def guest_gone(self, guest: Guest, reason: str) -> None:
         """The guest's VM ended: nothing of it will be heard any more."""
-        guest.presence = Presence.GONE
-        for command in [c for c in self._commands.values() if c.guest is guest]:
-            self._end(command, Result(command.id, "lost", reason=reason))
-        for copy in [c for c in self._copies.values() if c.guest is guest]:
-            self._copied(copy, Copied(copy.id, reason=reason))
+        for command in self.of(guest):
+            self.end(command, Result(command.id, "lost", reason=reason))
+
+    # -- snapshots
+
+    def mark(self, guest: Guest) -> list[dict[str, Any]]:
+        """How far the guest's commands are; taken while its VM stands still for a snapshot."""
+        return [
+            {
+                "request": command.record.request,
+                "delivered": command.record.delivered,
+                "have": [command.streams["stdout"].have, command.streams["stderr"].have],
+            }
+            for command in self.of(guest)
+        ]
+
+    def roll_back(self, guest: Guest, mark: list[dict[str, Any]], reason: str) -> None:
+        """The guest went back to where `mark` was taken: so do its commands, and the files of their output."""
+        then = {entry["request"]["id"]: entry for entry in mark}
+        for command in self.of(guest):
+            if command.id not in then:
+                self.end(command, Result(command.id, "lost", reason=f"undone: {reason}"))
+        for command_id, entry in then.items():
+            known = self._commands.get(command_id)
+            if known is None:
+                known = self._rebuild(self._outbox.asked(entry["request"]), guest)
+            self._outbox.reopened(known.record, delivered=entry["delivered"])
+            known.state = State.RUNNING if entry["delivered"] else State.ASKED
+            known.result, known.gap = None, ""
+            for stream, have in zip(known.streams.values(), entry["have"], strict=True):
+                stream.cut(have)
+
+
+def _length_of(path: str) -> int:
+    """Bytes in a file that output is going to be appended to; it must be one that can be written."""
+    if not path:
+        return 0
+    try:
+        with Path(path).open("ab") as file:
+            return file.tell()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def new_id() -> str:

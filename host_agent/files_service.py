@@ -53,6 +53,11 @@ class OpenCopy:
     expiry: IDelayedCall | None = None
 
 
+def new_token() -> str:
+    """A token for one copy: 192 random bits."""
+    return secrets.token_urlsafe(24)
+
+
 class FilesService:
     """Holds the open copies and serves them. `factory_for(guest)` serves one guest's connections."""
 
@@ -62,9 +67,11 @@ class FilesService:
         self._clock = clock
         self._copies: dict[str, OpenCopy] = {}
 
-    def open_copy(self, copy_id: str, guest: str, path: Path, *, inwards: bool, progress: Progress) -> OpenCopy:
-        """Let `guest` do one copy; the token in the result is what it needs to know."""
-        copy = OpenCopy(secrets.token_urlsafe(24), copy_id, guest, path, inwards, progress)
+    def open_copy(
+        self, token: str, copy_id: str, guest: str, path: Path, *, inwards: bool, progress: Progress
+    ) -> OpenCopy:
+        """Let `guest` do one copy; the token is what it needs to know."""
+        copy = OpenCopy(token, copy_id, guest, path, inwards, progress)
         self._copies[copy.token] = copy
         copy.expiry = self._clock.callLater(LIFETIME, self.close_copy, copy)
         return copy
@@ -77,6 +84,8 @@ class FilesService:
             copy.expiry.cancel()
         if copy.sink is not None and not copy.finished:
             copy.sink.discard()
+        elif not copy.inwards and not copy.finished:
+            transfer.discard_part(copy.path, copy.copy_id)  # that an earlier host agent received
 
     def find(self, token: str, guest: str) -> OpenCopy | None:
         copy = self._copies.get(token)

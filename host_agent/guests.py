@@ -10,7 +10,7 @@ import enum
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -37,31 +37,71 @@ class Presence(enum.Enum):
 
 
 class GuestListener:
-    """Who is told about a guest: `commands.Commands`."""
+    """Who is told about a guest: `requests.Requests`."""
 
     def guest_message(self, guest: Guest, message: Message) -> None:
         """A numbered message of the guest."""
 
-    def guest_session(self, guest: Guest, known: Iterable[str]) -> None:
-        """The guest is there with a new session and holds the commands `known`."""
+    def guest_session(self, guest: Guest, held: Mapping[str, str]) -> None:
+        """The guest is there with a new session; `held` is what HELLO says of the commands that it holds."""
+
+
+@attrs.frozen
+class Identity:
+    """Who a guest is. `passcode` opens the broker for it, `secret` proves its HELLO."""
+
+    guest: str
+    passcode: str = attrs.field(repr=False)
+    secret: str = attrs.field(repr=False)
+
+    @classmethod
+    def new(cls) -> Identity:
+        return cls(f"g-{secrets.token_hex(8)}", secrets.token_urlsafe(32), secrets.token_urlsafe(32))
 
 
 @attrs.define(eq=False)
 class Guest:
-    """One guest and its link. Ids and passcode are made for one VM instance and never used again."""
+    """One guest and its link. Its identity is made for one VM instance and never used again."""
 
-    id: str
+    identity: Identity
     name: str
-    passcode: str = attrs.field(repr=False)
     link: Link = attrs.field(repr=False)
     presence: Presence = Presence.WAITING
-    epoch: str = ""
+    epoch: int = 1  # counts its boots and restores
+    boot: str = ""  # as its HELLO says; "": not known
+    session: str = ""  # its end of the link
     agent_version: str = ""
     system: str = ""
     home: str = ""
     last_seen: float | None = None  # time.monotonic()
     arrivals: list[Deferred[None]] = attrs.field(factory=list, repr=False)
     pings: dict[str, tuple[float, Deferred[float]]] = attrs.field(factory=dict, repr=False)
+    _stood_s: float = 0.0  # while its VM was paused
+    _paused_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        return self.identity.guest
+
+    def paused(self, now: float) -> None:
+        """Its VM stands still: nobody expects a word from it."""
+        if self._paused_at is None:
+            self._paused_at = now
+
+    def resumed(self, now: float) -> None:
+        """Its VM runs again."""
+        if self._paused_at is not None:
+            self._stood_s += now - self._paused_at
+            self._paused_at = None
+            self.last_seen = time.monotonic()
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused_at is not None
+
+    def stood_still(self) -> float:
+        """Seconds in which its VM was paused; while it is, infinite as far as deadlines are concerned."""
+        return self._stood_s if self._paused_at is None else float("inf")
 
     def wait_present(self) -> Deferred[None]:
         """Fires when the guest's agent has said HELLO; at once when it has."""
@@ -84,7 +124,10 @@ class Guests:
         host: str,
         send: Callable[[str, bytes], None],
         listener: GuestListener,
+        new_epoch: Callable[[Guest], None] = lambda guest: None,
     ) -> None:
+        """`new_epoch` is told of each epoch before the guest is: a host agent that is killed must know it again."""
+        self._new_epoch = new_epoch
         self._clock = clock
         self._host = host
         self._send = send
@@ -98,18 +141,31 @@ class Guests:
     def __iter__(self) -> Any:
         return iter(self._guests.values())
 
-    def expect(self, guest_id: str, name: str) -> Guest:
-        """Make the identity of a guest that is about to be started."""
-        queue = messages.guest_queue(guest_id)
+    def expect(self, identity: Identity, name: str, epoch: int = 1, boot: str = "") -> Guest:
+        """A guest that is about to be started, or that an earlier host agent has left to us."""
+        queue = messages.guest_queue(identity.guest)
         guest: Guest
 
         def deliver(message: Message) -> None:
             self._deliver(guest, message)
 
         link = Link(self._clock, new_session(), lambda body: self._send(queue, body), deliver)
-        guest = Guest(guest_id, name, secrets.token_urlsafe(32), link)
-        self._guests[guest_id] = guest
+        guest = Guest(identity, name, link, epoch=epoch, boot=boot)
+        self._guests[guest.id] = guest
         return guest
+
+    def restored(self, guest: Guest) -> None:
+        """The guest is going back to an older snapshot: what it says from now on counts only in a new epoch."""
+        self._begin_epoch(guest, boot="")
+
+    def _begin_epoch(self, guest: Guest, boot: str) -> None:
+        guest.epoch += 1
+        guest.boot = boot
+        self._new_epoch(guest)
+        self._by_session.pop(guest.session, None)
+        guest.session = ""
+        guest.link.renew(new_session())
+        self._welcome(guest, "", opened=False)  # in case it is connected, and knows nothing of this
 
     def get(self, guest_id: str) -> Guest | None:
         return self._guests.get(guest_id)
@@ -117,7 +173,7 @@ class Guests:
     def forget(self, guest: Guest, reason: str) -> None:
         """The guest's VM is no more."""
         self._guests.pop(guest.id, None)
-        self._by_session = {session: other for session, other in self._by_session.items() if other is not guest}
+        self._by_session.pop(guest.session, None)
         guest.presence = Presence.GONE
         guest.link.close()
         failure = VMwrapperError(f"{guest.name}: {reason}")
@@ -145,8 +201,11 @@ class Guests:
         """What was on its way when the connection broke may be lost: send it again."""
         for guest in self._guests.values():
             if guest.link.peer:
-                self._welcome(guest)
+                self._welcome(guest, guest.session)
                 guest.link.resend()
+            else:
+                # A guest that an earlier host agent left us may be connected to its broker all the time.
+                self._welcome(guest, "", opened=False)
 
     def received(self, body: bytes) -> None:
         """A body from this host's queue."""
@@ -181,19 +240,26 @@ class Guests:
         guest = self._guests.get(hello.guest)
         if guest is None:
             raise ProtocolError(f"HELLO of {hello.guest}, which is not one of our guests")
-        expected = messages.proof_of(guest.passcode, guest.id, envelope.sender)
+        expected = messages.proof_of(guest.identity.secret, guest.id, envelope.sender)
         if not hmac.compare_digest(expected, hello.proof):
-            raise ProtocolError(f"HELLO for {hello.guest} from somebody who does not know its passcode")
-        guest.epoch, guest.agent_version = hello.epoch, hello.agent_version
-        guest.system, guest.home = hello.system, hello.home
-        if guest.link.peer:
-            self._by_session.pop(guest.link.peer, None)
-        self._by_session[envelope.sender] = guest
-        if guest.link.peer not in ("", envelope.sender):
-            # A new session of the guest is a new pair: our numbering starts anew with a session of our own.
-            self._log.info("the agent of {name} has started anew", name=guest.name)
-        fresh = guest.link.open(envelope.sender)
-        self._welcome(guest)
+            raise ProtocolError(f"HELLO for {hello.guest} from somebody who does not know its secret")
+        if not guest.boot:
+            guest.boot = hello.boot
+            self._new_epoch(guest)
+        elif guest.boot != hello.boot:
+            self._log.info("{name} has booted anew", name=guest.name)
+            self._begin_epoch(guest, hello.boot)
+        if hello.epoch != guest.epoch:
+            # Its view may be of another time. It will take our epoch over and say HELLO again.
+            self._welcome(guest, envelope.sender, opened=False)
+            return
+        guest.agent_version, guest.system, guest.home = hello.agent_version, hello.system, hello.home
+        if guest.session != envelope.sender:
+            self._by_session.pop(guest.session, None)
+            guest.session = envelope.sender
+            self._by_session[guest.session] = guest
+        fresh = guest.link.open(guest.session)
+        self._welcome(guest, guest.session)
         self._seen(guest)
         if fresh:
             self._listener.guest_session(guest, hello.commands)
@@ -201,8 +267,9 @@ class Guests:
         for waiter in arrivals:
             waiter.callback(None)
 
-    def _welcome(self, guest: Guest) -> None:
-        guest.link.send(Welcome(self._host, BEACON_EVERY, time.time()))
+    def _welcome(self, guest: Guest, session: str, *, opened: bool = True) -> None:
+        welcome = Welcome(self._host, opened, guest.epoch, BEACON_EVERY, time.time())
+        self._send(messages.guest_queue(guest.id), messages.encode(Envelope(welcome, guest.link.session, session)))
 
     def _seen(self, guest: Guest) -> None:
         guest.last_seen = time.monotonic()
@@ -213,7 +280,8 @@ class Guests:
     def _look_for_silence(self) -> None:
         now = time.monotonic()
         for guest in self._guests.values():
-            if guest.presence is Presence.PRESENT and now - (guest.last_seen or now) > SILENT_AFTER:
+            silent = not guest.is_paused and now - (guest.last_seen or now) > SILENT_AFTER
+            if guest.presence is Presence.PRESENT and silent:
                 self._log.warn("the agent of {name} has been silent for {s:.0f} s", name=guest.name, s=SILENT_AFTER)
                 guest.presence = Presence.SILENT
 

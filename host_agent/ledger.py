@@ -27,12 +27,13 @@ def ledger_dir() -> Path:
 
 
 class LedgerEntry:
-    """What one VM has on this host. Made before everything that it names."""
+    """What one VM has on this host. Made before everything that it names; a host agent that takes the VM over makes
+    it its own."""
 
     def __init__(self, instance: str, directory: Path) -> None:
         self.path = ledger_dir() / instance
         self._value: dict[str, Any] = {"owner": _identity(os.getpid()), "directory": str(directory), "process": None}
-        self.path.mkdir(mode=0o700)
+        self.path.mkdir(mode=0o700, exist_ok=True)
         self._write()
 
     def has_process(self, pid: int) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
+
+from common.errors import VMwrapperError
 
 from . import __version__
 from .hypervisors.choice import add_option, make_hypervisor
@@ -22,10 +25,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--owned", action="store_true", help="end, with all VMs, when standard input ends: its writer is the owner"
     )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="keep what a successor needs there: an agent that was killed and is started again with the same DIR "
+        "takes its virtual machines over, with the commands that run in them (default: a directory that is removed)",
+    )
     parser.add_argument("--debug", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"vmwrapper-host-agent {__version__}")
     options = parser.parse_args(argv)
-    return _run(options)
+    try:
+        return _run(options)
+    except VMwrapperError as error:
+        print(f"vmwrapper-host-agent: {error.explain()}", file=sys.stderr)
+        return 1
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -39,6 +53,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from .agent import build_host_agent
     from .control import Endpoint
+    from .state import open_state
 
     start_logging("host-agent", debug=options.debug)
     code = 0
@@ -47,12 +62,8 @@ def _run(options: argparse.Namespace) -> int:
         if reactor.running:
             reactor.stop()
 
-    try:
-        hypervisor = make_hypervisor(options.hypervisor, reactor)
-    except VMwrapperError as error:
-        print(f"vmwrapper-host-agent: cannot start: {error.explain()}", file=sys.stderr)
-        return 1
-    agent = build_host_agent(reactor, hypervisor, stopped)
+    hypervisor = make_hypervisor(options.hypervisor, reactor)
+    agent = build_host_agent(reactor, hypervisor, open_state(options.state), stopped)
 
     def ready(endpoint: Endpoint) -> None:
         print(json.dumps({**endpoint.to_json(), "ready": True}), flush=True)

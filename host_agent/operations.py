@@ -5,6 +5,7 @@ The wrapper, `vmctl` and every other face of the agent come through here, so wha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from common.errors import ConfigError, VMwrapperError
 from common.messages import Copied, Result, Run
 
 from .commands import Command, Commands, Update, new_id
+from .copies import Copies, Copy
 from .guests import Guests
 from .hypervisors.images import image_for
 from .vms import VirtualMachine, VirtualMachines
 
 PING_DEADLINE = 10.0  # seconds
+
+_SNAPSHOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class Refused(VMwrapperError):
@@ -42,12 +46,14 @@ class Operations:
         vms: VirtualMachines,
         guests: Guests,
         commands: Commands,
+        copies: Copies,
         shut_down: Callable[[], Deferred[None]],
     ) -> None:
         self._clock = clock
         self._vms = vms
         self._guests = guests
         self._commands = commands
+        self._copies = copies
         self._shut_down = shut_down
         self._calls: Mapping[str, Callable[[dict[str, Any], Update], Any]] = {
             "vms": self.vms,
@@ -55,6 +61,10 @@ class Operations:
             "stop_vm": self.stop_vm,
             "pause_vm": self.pause_vm,
             "resume_vm": self.resume_vm,
+            "save_vm": self.save_vm,
+            "snapshot_vm": self.snapshot_vm,
+            "restore_vm": self.restore_vm,
+            "delete_snapshot": self.delete_snapshot,
             "ping": self.ping,
             "run": self.run,
             "attach": self.attach,
@@ -99,6 +109,22 @@ class Operations:
         await self._vms.resume(vm)
         return self._vms.describe(vm)
 
+    async def save_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        vm = self._vm(args)
+        await self._vms.save(vm)
+        return self._vms.describe(vm)
+
+    async def snapshot_vm(self, args: dict[str, Any], update: Update) -> None:
+        await self._vms.snapshot(self._vm(args), _name(args, "snapshot"))
+
+    async def restore_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        vm = self._vm(args)
+        await self._vms.restore(vm, _name(args, "snapshot"))
+        return self._vms.describe(vm)
+
+    async def delete_snapshot(self, args: dict[str, Any], update: Update) -> None:
+        await self._vms.delete_snapshot(self._vm(args), _name(args, "snapshot"))
+
     async def ping(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
         try:
@@ -126,38 +152,53 @@ class Operations:
                 deadline_s=_number(args, "deadline_s"),
             )
             command = self._commands.run(vm.guest, run, _host_file(args, "stdout"), _host_file(args, "stderr"))
-        return self._watch(command, bool(args.get("stream")), update)
+            update("asked", {"command": command.id})
+        return self._watch(command, args, update)
 
     def attach(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
-        return self._watch(self._command(args), bool(args.get("stream")), update)
+        return self._watch(self._command(args), args, update)
 
-    def _watch(self, command: Command, stream: bool, update: Update) -> Deferred[dict[str, Any]]:
+    def _watch(self, command: Command, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
+        """Tell of a command from now on, and of its earlier output if it is asked for."""
+        stream = bool(args.get("stream"))
         if command.pid:
             update("started", {"command": command.id, "pid": command.pid})
-        command.watchers.append(lambda name, data: update(name, data) if stream or name != "output" else None)
+        for name, output in command.streams.items():
+            if stream and args.get(f"{name}_from") is not None:
+                for offset, data in output.replay(_whole(args, f"{name}_from")):
+                    update("output", {"stream": name, "offset": offset, "bytes": data})
+        if not command.ended:
+            command.watchers.append(lambda name, data: update(name, data) if stream or name != "output" else None)
         return command.wait().addCallback(_describe_result)
 
     def signal(self, args: dict[str, Any], update: Update) -> None:
         self._commands.signal(self._command(args), _text(args, "signal"))
 
     def put(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
-        done = self._commands.put(self._vm(args).guest, _absolute(args, "source"), _text(args, "destination"), update)
-        return self._timed(done)
+        copy_id = _text(args, "copy") or new_id()
+        copy = self._copies.get(copy_id)
+        if copy is None:
+            source, destination = _absolute(args, "source"), _text(args, "destination")
+            copy = self._copies.put(self._vm(args).guest, copy_id, source, destination)
+        return self._watch_copy(copy, update)
 
     def get(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
-        done = self._commands.get_files(
-            self._vm(args).guest, _text(args, "source"), _absolute(args, "destination"), update
-        )
-        return self._timed(done)
+        copy_id = _text(args, "copy") or new_id()
+        copy = self._copies.get(copy_id)
+        if copy is None:
+            source, destination = _text(args, "source"), _absolute(args, "destination")
+            copy = self._copies.fetch(self._vm(args).guest, copy_id, source, destination)
+        return self._watch_copy(copy, update)
 
-    def _timed(self, done: Deferred[Copied]) -> Deferred[dict[str, Any]]:
+    def _watch_copy(self, copy: Copy, update: Update) -> Deferred[dict[str, Any]]:
         began = self._clock.seconds()
 
         def describe(copied: Copied) -> dict[str, Any]:
             seconds = self._clock.seconds() - began
             return {"files": copied.files, "bytes": copied.bytes, "sha256": copied.sha256, "seconds": seconds}
 
-        return done.addCallback(describe)
+        copy.watchers.append(update)
+        return copy.wait().addCallback(describe)
 
     def shutdown(self, args: dict[str, Any], update: Update) -> Deferred[None]:
         return self._shut_down()
@@ -186,6 +227,13 @@ def _text(args: dict[str, Any], key: str) -> str:
     value = args.get(key, "")
     if not isinstance(value, str):
         raise ConfigError(f"{key} must be a text")
+    return value
+
+
+def _name(args: dict[str, Any], key: str) -> str:
+    value = _text(args, key)
+    if not _SNAPSHOT.fullmatch(value):
+        raise ConfigError(f"{key} must be a name of 1 to 64 letters, digits, '-' and '_', not {value[:80]!r}")
     return value
 
 

@@ -7,7 +7,6 @@ last lines; whatever goes wrong later is told to everybody who waits for somethi
 from __future__ import annotations
 
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +23,12 @@ from common.broker_link import BrokerAddress, Credentials
 from common.config import GuestConfig
 from common.errors import ConfigError, VMwrapperError
 
-from .commands import Commands
-from .guests import Guest, Guests, Presence
-from .hypervisors.base import Hypervisor, Machine, MachineSpec, MachineState
-from .hypervisors.images import Image
+from .guests import Guest, Guests, Identity, Presence
+from .hypervisors.base import Hypervisor, HypervisorError, Machine, MachineSpec, MachineState
+from .hypervisors.images import Image, load_image
 from .once import Once
+from .requests import Requests
+from .state import AgentState, VmRecord
 
 BROKER_PORT = 61613  # as guests see them, at the hypervisor's gateway
 FILES_PORT = 61614
@@ -76,6 +76,7 @@ class VirtualMachine:
             "pid": machine.pid if machine is not None else None,
             "cpu_s": machine.cpu_seconds() if machine is not None else 0.0,
             "agent_version": guest.agent_version,
+            "epoch": guest.epoch,
             "last_seen_s": None if guest.last_seen is None else time.monotonic() - guest.last_seen,
             "commands": commands,
             "reason": self.reason,
@@ -96,14 +97,16 @@ class VirtualMachines:
         host: str,
         hypervisor: Hypervisor,
         guests: Guests,
-        commands: Commands,
+        requests: Requests,
+        state: AgentState,
         services_for: ServicesFor,
     ) -> None:
         self._clock = clock
         self._host = host
         self._hypervisor = hypervisor
         self._guests = guests
-        self._commands = commands
+        self._requests = requests
+        self._state = state
         self._services_for = services_for
         self._vms: dict[str, VirtualMachine] = {}
 
@@ -114,7 +117,7 @@ class VirtualMachines:
         return self._vms.get(name)
 
     def describe(self, vm: VirtualMachine) -> dict[str, Any]:
-        return vm.describe(self._commands.running_in(vm.guest))
+        return vm.describe(self._requests.running_in(vm.guest))
 
     async def start(
         self,
@@ -135,7 +138,7 @@ class VirtualMachines:
             raise ConfigError(f"{name!r} cannot name a VM: 1 to 64 letters, digits, spaces, '.', '_', '-'")
         if name in self._vms:
             raise ConfigError(f"there is a VM named {name} already")
-        guest = self._guests.expect(f"g-{secrets.token_hex(8)}", name)
+        guest = self._guests.expect(Identity.new(), name)
         directory = parent / f"vm-{name.replace(' ', '_')}-{guest.id[2:10]}"
         vm = VirtualMachine(
             name,
@@ -150,6 +153,7 @@ class VirtualMachines:
         self._vms[name] = vm
         try:
             directory.mkdir(mode=0o700, parents=True)
+            self.keep(guest)
             vm.machine = await self._hypervisor.create(self._spec(vm))
             await vm.machine.start()
             arrival = vm.guest.wait_present()
@@ -160,6 +164,63 @@ class VirtualMachines:
         watch("ready", f"agent {guest.agent_version} answers")
         return vm
 
+    def keep(self, guest: Guest) -> None:
+        """Write down what a successor of this host agent has to know about a VM."""
+        vm = self._vms.get(guest.name)
+        if vm is None or vm.guest is not guest or vm.ending:
+            return
+        self._state.keep(
+            VmRecord(
+                instance=guest.id,
+                name=vm.name,
+                image=str(vm.image.directory),
+                directory=str(vm.directory),
+                memory_mb=vm.memory_mb,
+                cpus=vm.cpus,
+                passcode=guest.identity.passcode,
+                secret=guest.identity.secret,
+                epoch=guest.epoch,
+                boot=guest.boot,
+            )
+        )
+
+    def expect_all(self) -> None:
+        """Know the guests of the host agent before us again; `adopt_all` then looks for their VMs."""
+        for record in self._state.vms.values():
+            identity = Identity(record.instance, record.passcode, record.secret)
+            self._guests.expect(identity, record.name, record.epoch, record.boot)
+
+    async def adopt_all(self) -> None:
+        """Take over the VMs that the host agent before us left running; what belonged to the others is lost."""
+        for record in list(self._state.vms.values()):
+            guest = self._guests.get(record.instance)
+            assert guest is not None
+            vm = None
+            try:
+                image = self._image_of(record)
+                directory = Path(record.directory)
+                vm = VirtualMachine(
+                    record.name, image, guest, self._hypervisor.name, record.memory_mb, record.cpus, directory
+                )
+                self._vms[vm.name] = vm
+                vm.machine = await self._hypervisor.adopt(self._spec(vm))
+                found = vm.machine is not None
+                why = "its VM ended while no host agent was there"
+            except VMwrapperError as error:
+                found, why = False, f"its VM could not be taken over: {error}"
+            if found:
+                self._log.info("took over the VM {name} of an earlier host agent", name=record.name)
+                continue
+            self._log.warn("{name}: {why}", name=record.name, why=why)
+            self._guests.forget(guest, why)
+            self._requests.guest_gone(guest, why)
+            self._vms.pop(record.name, None)
+            shutil.rmtree(record.directory, ignore_errors=True)
+            self._state.drop(record.instance)
+
+    def _image_of(self, record: VmRecord) -> Image:
+        return load_image(Path(record.image))
+
     def _spec(self, vm: VirtualMachine) -> MachineSpec:
         gateway = self._hypervisor.guest_gateway
         config = GuestConfig(
@@ -167,7 +228,8 @@ class VirtualMachines:
             host=self._host,
             name=vm.name,
             brokers=(BrokerAddress(gateway, BROKER_PORT),),
-            credentials=Credentials(vm.guest.id, vm.guest.passcode),
+            credentials=Credentials(vm.guest.id, vm.guest.identity.passcode),
+            secret=vm.guest.identity.secret,
             files=f"http://{gateway}:{FILES_PORT}",
         )
 
@@ -205,6 +267,10 @@ class VirtualMachines:
         self._log.info("{name}: {state} {reason}", name=vm.name, state=state.value, reason=reason)
         for watcher in vm.watchers:
             watcher(state.value, reason)
+        if state in (MachineState.PAUSED, MachineState.SAVED):
+            vm.guest.paused(self._clock.seconds())
+        elif state is MachineState.RUNNING:
+            vm.guest.resumed(self._clock.seconds())
         if vm.ending or state not in (MachineState.CRASHED, MachineState.STOPPED):
             return
         verb = "ended unexpectedly" if state is MachineState.CRASHED else "was powered off by its guest"
@@ -213,7 +279,7 @@ class VirtualMachines:
         if console:
             self._log.info("{name}: the console's last lines:\n{text}", name=vm.name, text=_indent(console))
         self._guests.forget(vm.guest, vm.reason)
-        self._commands.guest_gone(vm.guest, vm.reason)
+        self._requests.guest_gone(vm.guest, vm.reason)
 
     def stop(self, vm: VirtualMachine, reason: str = "it was stopped") -> Deferred[None]:
         """End a VM and remove everything of it."""
@@ -226,7 +292,7 @@ class VirtualMachines:
         if vm.guest.presence is not Presence.GONE:
             sentence = f"The VM {vm.name} is gone: {reason}"
             self._guests.forget(vm.guest, sentence)
-            self._commands.guest_gone(vm.guest, sentence)
+            self._requests.guest_gone(vm.guest, sentence)
         try:
             if vm.machine is not None:
                 await vm.machine.destroy()
@@ -235,12 +301,42 @@ class VirtualMachines:
         finally:
             shutil.rmtree(vm.directory, ignore_errors=True)
             self._vms.pop(vm.name, None)
+            self._state.drop(vm.guest.id)
+
+    # -- steering
+
+    async def save(self, vm: VirtualMachine) -> None:
+        """Memory to disk; nothing of the VM runs any more. `resume` brings it back."""
+        await self._machine(vm).save_state()
+
+    async def snapshot(self, vm: VirtualMachine, name: str) -> None:
+        """Keep the VM as it is now, with how far its commands are; it goes on afterwards."""
+        mark = self._state.mark_file(vm.guest.id, name)
+        await self._machine(vm).snapshot(name, lambda: self._requests.mark(vm.guest, mark))
+
+    async def restore(self, vm: VirtualMachine, name: str) -> None:
+        """Go back to a snapshot: the guest, its commands and their output; a new epoch begins."""
+        machine = self._machine(vm)
+        if name not in await machine.snapshots():
+            raise HypervisorError(f"The VM {vm.name} has no snapshot {name}.")
+        if machine.state is MachineState.RUNNING:
+            await machine.pause()
+        # While the guest cannot speak, and on disk: nothing that it said before counts in the new epoch.
+        self._guests.restored(vm.guest)
+        mark = self._state.mark_file(vm.guest.id, name)
+        self._requests.roll_back(vm.guest, mark, f"the VM went back to its snapshot {name}")
+        await machine.restore(name)
+
+    async def delete_snapshot(self, vm: VirtualMachine, name: str) -> None:
+        await self._machine(vm).delete_snapshot(name)
+        self._state.mark_file(vm.guest.id, name).unlink(missing_ok=True)
 
     async def pause(self, vm: VirtualMachine) -> None:
         await self._machine(vm).pause()
 
     async def resume(self, vm: VirtualMachine) -> None:
-        await self._machine(vm).resume()
+        machine = self._machine(vm)
+        await (machine.start() if machine.state is MachineState.SAVED else machine.resume())
 
     def _machine(self, vm: VirtualMachine) -> Machine:
         if vm.machine is None:

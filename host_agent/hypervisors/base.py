@@ -32,6 +32,7 @@ class MachineState(enum.Enum):
     STARTING = "starting"  # the hypervisor was started, the guest is not yet running
     RUNNING = "running"
     PAUSED = "paused"  # in memory, its processors stand still
+    SAVED = "saved"  # memory and devices are on the disk, nothing runs
     STOPPED = "stopped"  # ended as asked: powered off by us or by the guest
     CRASHED = "crashed"  # ended by itself, not as asked
     DESTROYED = "destroyed"  # nothing of it is left
@@ -45,6 +46,7 @@ class Capabilities:
     save_state: bool = False
     live_snapshot: bool = False
     clone_from_template: bool = False
+    adopt: bool = False  # a VM outlives its host agent for a while, and the next one can take it over
 
 
 @attrs.frozen
@@ -90,7 +92,7 @@ class Machine(Protocol):
         """Process that carries the VM, or None when none runs."""
 
     def start(self) -> Deferred[None]:
-        """Fires when the guest's processors run (not yet when its agent answers)."""
+        """From DEFINED or SAVED. Fires when the guest's processors run (not yet when its agent answers)."""
 
     def pause(self) -> Deferred[None]: ...
 
@@ -101,6 +103,27 @@ class Machine(Protocol):
 
     def destroy(self) -> Deferred[None]:
         """Power off if needed and remove every file, socket and registration of this VM."""
+
+    def leave(self) -> Deferred[None]:
+        """Let go of the VM without ending it: this host agent ends, and its successor adopts it."""
+
+    def save_state(self) -> Deferred[None]:
+        """Memory and devices to the disk, RUNNING or PAUSED to SAVED. Fires when the VM's process is gone."""
+
+    def snapshot(self, name: str, paused: Callable[[], None]) -> Deferred[None]:
+        """Keep memory and disk as they are now; the guest goes on afterwards.
+
+        `paused` is called while the guest stands still: what is noted there belongs to the snapshot. A snapshot of
+        that name is replaced only when the new one is whole.
+        """
+
+    def restore(self, name: str) -> Deferred[None]:
+        """Back to a snapshot, from any state but DESTROYED. Fires when the guest runs again."""
+
+    def snapshots(self) -> Deferred[list[str]]:
+        """The names of the snapshots that can be restored."""
+
+    def delete_snapshot(self, name: str) -> Deferred[None]: ...
 
     def cpu_seconds(self) -> float:
         """CPU time that the VM has used on the host so far, in seconds."""
@@ -121,3 +144,9 @@ class Hypervisor(Protocol):
 
     def create(self, spec: MachineSpec) -> Deferred[Machine]:
         """Make the VM's files (copy-on-write over the image, which stays untouched) and return it DEFINED."""
+
+    def adopt(self, spec: MachineSpec) -> Deferred[Machine | None]:
+        """Take over the VM that an earlier host agent made from this spec, running, paused or saved.
+
+        None: nothing of it is there any more, and whatever it had on this host has been removed.
+        """

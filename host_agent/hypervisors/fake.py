@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Callable
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -54,6 +55,9 @@ class FakeHypervisor:
         self.machines.append(machine)
         return succeed(machine)
 
+    def adopt(self, spec: MachineSpec) -> Deferred[Machine | None]:
+        return succeed(None)
+
 
 class FakeMachine:
     """A `base.Machine` that moves along the arrows of the real ones."""
@@ -69,6 +73,7 @@ class FakeMachine:
         self._cpu_seconds = 0.0
         self._pending: list[IDelayedCall] = []
         self._start: Deferred[None] | None = None
+        self._snapshots: list[str] = []
 
     @property
     def state(self) -> MachineState:
@@ -150,6 +155,34 @@ class FakeMachine:
             self._change(MachineState.DESTROYED, "")
 
         return self.power_off().addCallback(clean)
+
+    def leave(self) -> Deferred[None]:
+        self.calls.append("leave")
+        return succeed(None)
+
+    def save_state(self) -> Deferred[None]:
+        self.calls.append("save_state")
+        self._pid = None
+        self._change(MachineState.SAVED, "")
+        return succeed(None)
+
+    def snapshot(self, name: str, paused: Callable[[], None]) -> Deferred[None]:
+        self.calls.append(f"snapshot {name}")
+        paused()
+        self._snapshots.append(name)
+        return succeed(None)
+
+    def restore(self, name: str) -> Deferred[None]:
+        self.calls.append(f"restore {name}")
+        self._change(MachineState.RUNNING, "")
+        return succeed(None)
+
+    def snapshots(self) -> Deferred[list[str]]:
+        return succeed(list(self._snapshots))
+
+    def delete_snapshot(self, name: str) -> Deferred[None]:
+        self._snapshots.remove(name)
+        return succeed(None)
 
     def cpu_seconds(self) -> float:
         """A tenth of the time that it has run."""

@@ -11,11 +11,12 @@ import re
 import shutil
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IListeningPort, IProcessTransport
 from twisted.internet.protocol import Factory, ProcessProtocol
@@ -91,6 +92,10 @@ class QemuHypervisor:
 
     def create(self, spec: MachineSpec) -> Deferred[Machine]:
         return Deferred.fromCoroutine(self._create(spec))
+
+    def adopt(self, spec: MachineSpec) -> Deferred[Machine | None]:
+        LedgerEntry(spec.instance, spec.directory).close()
+        return succeed(None)
 
     async def _create(self, spec: MachineSpec) -> Machine:
         if spec.image.architecture != platform.machine():
@@ -299,6 +304,27 @@ class QemuMachine(ProcessProtocol):
         shutil.rmtree(self.spec.directory, ignore_errors=True)
         self._ledger.close()
         self._change(MachineState.DESTROYED)
+
+    def leave(self) -> Deferred[None]:
+        return self._cannot("outlive its host agent")
+
+    def save_state(self) -> Deferred[None]:
+        return self._cannot("be saved")
+
+    def snapshot(self, name: str, paused: Callable[[], None]) -> Deferred[None]:
+        return self._cannot("make snapshots")
+
+    def restore(self, name: str) -> Deferred[None]:
+        return self._cannot("make snapshots")
+
+    def snapshots(self) -> Deferred[list[str]]:
+        return succeed([])
+
+    def delete_snapshot(self, name: str) -> Deferred[None]:
+        return self._cannot("make snapshots")
+
+    def _cannot(self, what: str) -> Deferred[None]:
+        return fail(HypervisorError(f"the VM {self.spec.name} cannot {what} with this driver"))
 
     def cpu_seconds(self) -> float:
         return self._cpu_time.look(self.pid)

@@ -15,6 +15,7 @@ from host_agent.agent import HostAgent, build_host_agent
 from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.process import ProcessHypervisor
 from host_agent.operations import Operations
+from host_agent.state import AgentState
 
 DEADLINE = 30.0  # seconds for a guest's agent to answer
 NO_IMAGE = Image("none", Path("/"), "", "", Path("/"), None, None, "", 64)
@@ -66,7 +67,7 @@ class Laptop:
 @pytest_twisted.async_yield_fixture()
 async def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Laptop]:
     monkeypatch.setenv("VMWRAPPER_RUNTIME", str(tmp_path / "run"))
-    agent = build_host_agent(reactor, ProcessHypervisor(reactor), stopped=lambda: None)
+    agent = build_host_agent(reactor, ProcessHypervisor(reactor), AgentState(tmp_path / "state"), stopped=lambda: None)
     await agent.start()
     vm = await agent._vms.start("lap", NO_IMAGE, tmp_path / "vms", deadline=DEADLINE, watch=lambda state, reason: None)
     (tmp_path / "host").mkdir()

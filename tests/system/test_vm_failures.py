@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from host_agent.agent import HostAgent, build_host_agent
 from host_agent.hypervisors.fake import FakeHypervisor, Script
+from host_agent.state import open_state
 from host_agent.vms import VMFailed
 
 from .conftest import NO_IMAGE
@@ -21,7 +22,7 @@ from .conftest import NO_IMAGE
 async def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HostAgent]:
     monkeypatch.setenv("VMWRAPPER_RUNTIME", str(tmp_path / "run"))
     hypervisor = FakeHypervisor(reactor)
-    agent = build_host_agent(reactor, hypervisor, stopped=lambda: None)
+    agent = build_host_agent(reactor, hypervisor, open_state(None), stopped=lambda: None)
     agent.fake = hypervisor  # type: ignore[attr-defined]
     await agent.start()
     yield agent

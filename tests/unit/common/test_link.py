@@ -67,13 +67,15 @@ def test_at_most_a_window_is_on_its_way() -> None:
     assert len(wire.to_guest) == WINDOW_MESSAGES
 
 
-def test_what_is_sent_before_the_peer_is_known_waits() -> None:
+def test_without_a_session_nothing_is_sent_and_producers_pause() -> None:
     wire = Wire()
+    assert wire.host.congested
     wire.host.send(Confirm("c-0"))
-    assert not wire.to_guest
     wire.open()
+    wire.host.send(Confirm("c-1"))
     wire.carry()
-    assert wire.guest_got == [Confirm("c-0")]
+    assert wire.guest_got == [Confirm("c-1")]
+    assert not wire.host.congested
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,211 @@
+"""Copies of files between this host and its guests. A copy may be done twice, so its recovery is simple: ask again.
+
+The bytes go over the host's file port (`files_service.py`); here is what was asked for, and how it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from common.errors import ConfigError, TransferError
+from common.messages import Confirm, Copied, CopyIn, CopyOut
+
+from .commands import KEEP_ENDED, Update
+from .files_service import FilesService, OpenCopy, new_token
+from .guests import Guest
+from .outbox import Outbox, Record
+from .reconcile import Action, HostView
+
+
+@attrs.define(eq=False)
+class Copy:
+    """One copy, inwards (host to guest) or outwards."""
+
+    id: str
+    guest: Guest | None
+    record: Record = attrs.field(repr=False)
+    opened: OpenCopy | None = attrs.field(default=None, repr=False)
+    result: Copied | None = None
+    watchers: list[Update] = attrs.field(factory=list, repr=False)
+    waiters: list[Deferred[Copied]] = attrs.field(factory=list, repr=False)
+
+    @property
+    def message(self) -> CopyIn | CopyOut:
+        """What the guest is asked."""
+        request = self.record.request
+        kind = CopyIn if request["inwards"] else CopyOut
+        return kind(self.id, request["token"], request["guest_path"])
+
+    def wait(self) -> Deferred[Copied]:
+        """Fires with what was copied, or fails with TransferError."""
+        waiter: Deferred[Copied] = Deferred()
+        if self.result is None:
+            self.waiters.append(waiter)
+        else:
+            _answer(waiter, self.result)
+        return waiter
+
+
+def _answer(waiter: Deferred[Copied], result: Copied) -> None:
+    if result.reason:
+        waiter.errback(TransferError(result.reason))
+    else:
+        waiter.callback(result)
+
+
+class Copies:
+    """All copies, by id."""
+
+    _log = Logger()
+
+    def __init__(self, files: FilesService, outbox: Outbox) -> None:
+        self._files = files
+        self._outbox = outbox
+        self._copies: dict[str, Copy] = {}
+
+    def load(self, find_guest: Callable[[str], Guest | None]) -> None:
+        """Take up what an earlier host agent had asked for."""
+        for record in [each for each in self._outbox.records.values() if each.is_copy]:
+            copy = self._rebuild(record, find_guest(record.guest))
+            if copy.guest is None and copy.result is None:
+                self._end(copy, Copied(copy.id, reason="its VM was gone when the host agent came back"))
+
+    def _rebuild(self, record: Record, guest: Guest | None) -> Copy:
+        copy = self._copies[record.id] = Copy(record.id, guest, record)
+        if record.result is not None:
+            copy.result = Copied(**record.result)
+        elif guest is not None:
+            self._open(copy)
+        return copy
+
+    def _open(self, copy: Copy) -> None:
+        request = copy.record.request
+
+        def progress(done: int, total: int) -> None:
+            for watcher in list(copy.watchers):
+                watcher("progress", {"bytes": done, "total": total})
+
+        copy.opened = self._files.open_copy(
+            request["token"],
+            copy.id,
+            copy.record.guest,
+            Path(request["host"]),
+            inwards=request["inwards"],
+            progress=progress,
+        )
+
+    def _close(self, copy: Copy) -> None:
+        if copy.opened is not None:
+            self._files.close_copy(copy.opened)
+            copy.opened = None
+
+    def get(self, copy_id: str) -> Copy | None:
+        return self._copies.get(copy_id)
+
+    def of(self, guest: Guest) -> list[Copy]:
+        """The guest's copies that have not ended."""
+        return [c for c in self._copies.values() if c.guest is guest and c.result is None]
+
+    def put(self, guest: Guest, copy_id: str, source: Path, destination: str) -> Copy:
+        """Copy a file or directory of this host into the guest."""
+        if not source.exists():
+            raise TransferError(f"there is no {source}")
+        return self._copy(guest, copy_id, source, destination, inwards=True)
+
+    def fetch(self, guest: Guest, copy_id: str, source: str, destination: Path) -> Copy:
+        """Copy a file or directory of the guest to this host."""
+        return self._copy(guest, copy_id, destination, source, inwards=False)
+
+    def _copy(self, guest: Guest, copy_id: str, host: Path, guest_path: str, *, inwards: bool) -> Copy:
+        request = {
+            "is": "copy",
+            "id": copy_id,
+            "guest": guest.id,
+            "token": new_token(),
+            "inwards": inwards,
+            "host": str(host),
+            "guest_path": guest_path,
+        }
+        self._drop_oldest()
+        try:
+            copy = self._rebuild(self._outbox.asked(request), guest)
+        except OSError as error:
+            raise ConfigError(f"the outbox of this host agent cannot be written: {error.strerror}") from None
+        self._ask(copy)
+        return copy
+
+    def _ask(self, copy: Copy) -> None:
+        if copy.guest is not None:
+            copy.guest.link.send(copy.message, lambda: self._outbox.delivered(copy.record))
+
+    def _drop_oldest(self) -> None:
+        ended = [c for c in self._copies.values() if c.result is not None]
+        for copy in ended[: max(0, len(ended) - KEEP_ENDED)]:
+            del self._copies[copy.id]
+            self._outbox.forgotten(copy.record)
+
+    def copied(self, guest: Guest, message: Copied) -> None:
+        """The guest says how a copy ended."""
+        copy = self._copies.get(message.command)
+        if copy is not None and copy.guest is guest and copy.result is None:
+            self._end(copy, message)
+        guest.link.send(Confirm(message.command))
+
+    def _end(self, copy: Copy, result: Copied) -> None:
+        copy.result = result
+        self._close(copy)
+        try:
+            self._outbox.ended(copy.record, attrs.asdict(result))
+        except OSError as error:
+            self._log.error("the end of {id} is not in the outbox: {error}", id=copy.id, error=error)
+        copy.watchers.clear()
+        waiters, copy.waiters = copy.waiters, []
+        for waiter in waiters:
+            _answer(waiter, result)
+
+    # -- reconciliation
+
+    def view(self, copy_id: str) -> HostView:
+        copy = self._copies.get(copy_id)
+        if copy is None:
+            return HostView.UNKNOWN
+        if copy.result is not None:
+            return HostView.ENDED
+        return HostView.DELIVERED if copy.record.delivered else HostView.ASKED
+
+    def act(self, action: Action, guest: Guest, copy_id: str) -> None:
+        """As for commands, but what the guest has forgotten is asked for again, and what nobody awaits may go on."""
+        if action is Action.CONFIRM:
+            guest.link.send(Confirm(copy_id))
+        elif action in (Action.ASK, Action.RESUME, Action.LOST):
+            self._ask(self._copies[copy_id])
+
+    def guest_gone(self, guest: Guest, reason: str) -> None:
+        for copy in self.of(guest):
+            self._end(copy, Copied(copy.id, reason=reason))
+
+    # -- snapshots
+
+    def mark(self, guest: Guest) -> list[dict[str, Any]]:
+        return [{"request": copy.record.request, "delivered": copy.record.delivered} for copy in self.of(guest)]
+
+    def roll_back(self, guest: Guest, mark: list[dict[str, Any]], reason: str) -> None:
+        """As for commands. What a guest had sent of a file belongs to the time that was undone: it begins again."""
+        then = {entry["request"]["id"]: entry for entry in mark}
+        for copy in self.of(guest):
+            if copy.id not in then:
+                self._end(copy, Copied(copy.id, reason=f"undone: {reason}"))
+        for copy_id, entry in then.items():
+            known = self._copies.get(copy_id)
+            if known is None:
+                known = self._rebuild(self._outbox.asked(entry["request"]), guest)
+            self._outbox.reopened(known.record, delivered=entry["delivered"])
+            known.result = None
+            self._close(known)
+            self._open(known)
