@@ -48,7 +48,6 @@ def _run(options: argparse.Namespace) -> int:
     from twisted.internet.stdio import StandardIO
     from twisted.python.failure import Failure
 
-    from common.errors import VMwrapperError
     from common.logs import start_logging
 
     from .agent import build_host_agent

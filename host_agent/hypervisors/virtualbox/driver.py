@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import psutil
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, fail, succeed
 from twisted.logger import Logger
 
 from common.files import write_private
@@ -78,6 +78,9 @@ class VirtualBoxHypervisor:
 
     def create(self, spec: MachineSpec) -> Deferred[Machine]:
         return Deferred.fromCoroutine(self._create(spec))
+
+    def adopt(self, spec: MachineSpec) -> Deferred[Machine | None]:
+        return succeed(None)
 
     async def _create(self, spec: MachineSpec) -> Machine:
         base = await self._disks.disk_of(spec.image)
@@ -258,6 +261,27 @@ class VirtualBoxMachine:
         self._change(after)
 
     # -- looking
+
+    def leave(self) -> Deferred[None]:
+        return self._cannot("outlive its host agent")
+
+    def save_state(self) -> Deferred[None]:
+        return self._cannot("be saved")
+
+    def snapshot(self, name: str, paused: Callable[[], None]) -> Deferred[None]:
+        return self._cannot("make snapshots")
+
+    def restore(self, name: str) -> Deferred[None]:
+        return self._cannot("make snapshots")
+
+    def snapshots(self) -> Deferred[list[str]]:
+        return succeed([])
+
+    def delete_snapshot(self, name: str) -> Deferred[None]:
+        return self._cannot("make snapshots")
+
+    def _cannot(self, what: str) -> Deferred[None]:
+        return fail(HypervisorError(f"the VM {self.spec.name} cannot {what} with this driver"))
 
     def cpu_seconds(self) -> float:
         return self._cpu_before + self._cpu_time.look(self.pid)
