@@ -5,31 +5,37 @@ own receiver and our sender, which also connects, waits and connects again. The 
 bounded queue (a full queue drops: the link above sends again) and is called back with `callFromThread`.
 
     reactor ──send()──▶ bounded queue ──sender thread──▶ socket
-    reactor ◀─callFromThread── stomp.py's receiver thread ◀── socket
+    reactor ◀─callFromThread── bounded number ◀── stomp.py's receiver thread ◀── socket
+
+Back-pressure: a broker that does not read stops the sender, then the queue fills, then the link's window
+(`link.py`) does, and the producer pauses. A reactor that is behind stops the receiver, and TCP the broker.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
-import queue
 import random
-import socket
+import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
 import attrs
-import stomp.connect
-import stomp.listener
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 
-HEARTBEAT_MS = 10_000
-CONNECT_TIMEOUT = 20.0  # seconds for TCP and for the broker's CONNECTED
-FIRST_WAIT, WAIT_FACTOR, MOST_WAIT = 1.0, 1.5, 60.0  # seconds between attempts; ±20 % jitter
-QUEUE_MESSAGES = 10_000
+from .stomp_connection import HELD_UP, StompConnection
+from .tls import Tls
+
+FIRST_WAIT, WAIT_FACTOR, MOST_WAIT, JITTER = 1.0, 1.5, 60.0, 0.2  # seconds between attempts
+STABLE = 5.0  # a connection that lasted so many seconds begins the waits anew
+QUEUE_MESSAGES, QUEUE_BYTES = 10_000, 16 * 1024 * 1024
+INBOX_MESSAGES, INBOX_BYTES = 512, 8 * 1024 * 1024  # received, not yet taken by the reactor
+STOP_SECONDS = 5.0  # for what is queued to go out at the end
+DRAIN_SECONDS = 10.0
 
 # stomp.py logs what our own events already tell, with tracebacks; only its debug log would add something.
 logging.getLogger("stomp.py").setLevel(logging.CRITICAL)
@@ -37,13 +43,15 @@ logging.getLogger("stomp.py").setLevel(logging.CRITICAL)
 
 @attrs.frozen
 class BrokerAddress:
-    """One broker of a fail-over list."""
+    """One broker of a fail-over list; without `tls` the connection is not encrypted."""
 
     host: str
     port: int
+    tls: Tls | None = None
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 @attrs.frozen
@@ -52,6 +60,25 @@ class Credentials:
 
     login: str
     passcode: str = attrs.field(repr=False)
+
+
+class Dialect(enum.Enum):
+    """How a broker names our destinations (`docs/broker.md` says why they differ)."""
+
+    STOMP = "stomp"  # as they are: the embedded broker, ActiveMQ
+    RABBITMQ = "rabbitmq"  # an exchange to send to and a queue to read, both declared beforehand
+
+    def to_send(self, destination: str) -> str:
+        if self is Dialect.STOMP:
+            return destination
+        return f"/exchange/{destination.split('/', 2)[2]}"
+
+    def to_subscribe(self, destination: str, login: str) -> str:
+        if self is Dialect.STOMP:
+            return destination
+        _, kind, name = destination.split("/", 2)
+        # Each reader of a topic has a queue of its own, bound to the topic's exchange.
+        return f"/amq/queue/{name}.{login}" if kind == "topic" else f"/amq/queue/{name}"
 
 
 class BrokerEvents(Protocol):
@@ -64,13 +91,125 @@ class BrokerEvents(Protocol):
     def broker_message(self, destination: str, body: bytes) -> None: ...
 
 
+class ReactorThreads(Protocol):
+    """What we need of a reactor."""
+
+    def callFromThread(self, function: Any, /, *args: Any) -> Any: ...
+
+    def callLater(self, delay: float, function: Any, /, *args: Any) -> Any: ...
+
+
+class Backoff:
+    """The waits between attempts: 1 s, each 1.5 times the one before, at most 60 s, ±20 %."""
+
+    def __init__(self) -> None:
+        self._wait = FIRST_WAIT
+
+    def reset(self) -> None:
+        self._wait = FIRST_WAIT
+
+    def next(self) -> float:
+        wait = self._wait * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  (jitter)
+        self._wait = min(self._wait * WAIT_FACTOR, MOST_WAIT)
+        return wait
+
+
 @attrs.frozen
 class _Send:
     destination: str
     body: bytes
 
 
-_STOP = object()
+@attrs.frozen
+class _Subscribe:
+    destination: str
+    number: int
+
+
+@attrs.frozen
+class _Unsubscribe:
+    number: int
+
+
+_Item = Union[_Send, _Subscribe, _Unsubscribe]  # not |: guests have Python 3.9
+
+
+class _Outbox:
+    """A queue between threads, bounded in messages and bytes, that can be woken."""
+
+    def __init__(self) -> None:
+        self._ready = threading.Condition()
+        self._items: deque[_Item] = deque()
+        self._bytes = 0
+        self._woken = False
+
+    def put(self, item: _Item) -> bool:
+        """Never waits; False when there is no room."""
+        size = len(item.body) if isinstance(item, _Send) else 0
+        with self._ready:
+            if len(self._items) >= QUEUE_MESSAGES or self._bytes + size > QUEUE_BYTES:
+                return False
+            self._items.append(item)
+            self._bytes += size
+            self._ready.notify()
+            return True
+
+    def get(self) -> _Item | None:
+        """The next item; None when woken and empty."""
+        with self._ready:
+            while not self._items and not self._woken:
+                self._ready.wait()
+            self._woken = False
+            if not self._items:
+                return None
+            item = self._items.popleft()
+            self._bytes -= len(item.body) if isinstance(item, _Send) else 0
+            return item
+
+    def wake(self) -> None:
+        with self._ready:
+            self._woken = True
+            self._ready.notify()
+
+    def clear(self) -> None:
+        with self._ready:
+            self._items.clear()
+            self._bytes = 0
+
+    def __len__(self) -> int:
+        with self._ready:
+            return len(self._items)
+
+
+class _Inbox:
+    """Counts what the receiver has handed over and the reactor has not taken."""
+
+    def __init__(self) -> None:
+        self._room = threading.Condition()
+        self._messages = self._bytes = 0
+
+    def enter(self, size: int, ended: threading.Event) -> None:
+        """Wait for room, unless the connection ends meanwhile."""
+        with self._room:
+            while (self._messages >= INBOX_MESSAGES or self._bytes > INBOX_BYTES) and not ended.is_set():
+                self._room.wait(0.5)
+            self._messages += 1
+            self._bytes += size
+
+    def leave(self, size: int) -> None:
+        with self._room:
+            self._messages -= 1
+            self._bytes -= size
+            self._room.notify()
+
+
+@attrs.define
+class _Drain:
+    """A queue that is being emptied: everything is dropped until our own mark comes."""
+
+    mark: bytes
+    done: Deferred[bool]
+    timer: Any = None
 
 
 class BrokerLink:
@@ -83,22 +222,30 @@ class BrokerLink:
 
     def __init__(
         self,
-        reactor: IReactorFromThreads,
+        reactor: ReactorThreads,
         brokers: Sequence[BrokerAddress],
         credentials: Credentials,
         subscriptions: Sequence[str],
         events: BrokerEvents,
+        dialect: Dialect = Dialect.STOMP,
     ) -> None:
         self._reactor = reactor
         self._brokers = list(brokers)
         self._credentials = credentials
-        self._subscriptions = list(subscriptions)
+        self._subscriptions = dict(enumerate(subscriptions))
+        self._last_subscription = len(self._subscriptions)
+        self._drains: dict[int, _Drain] = {}
         self._events = events
-        self._queue: queue.Queue[Any] = queue.Queue(QUEUE_MESSAGES)
+        self._dialect = dialect
+        self._outbox = _Outbox()
+        self._inbox = _Inbox()
         self._stopping = threading.Event()
+        self._connection: StompConnection | None = None
         self._thread: threading.Thread | None = None
         self._stopped: Deferred[None] | None = None
+        self._stop_timer: Any = None
         self.connected = False
+        self.address: BrokerAddress | None = None  # the broker we are connected to, or were last
         self.dropped = 0  # messages that found the queue full
 
     def start(self) -> None:
@@ -106,67 +253,120 @@ class BrokerLink:
         self._thread = threading.Thread(target=self._run, name="broker-sender", daemon=True)
         self._thread.start()
 
-    def send(self, destination: str, body: bytes) -> None:
-        """Queue a message. It is lost when there is no connection or no room: the link above knows."""
+    def send(self, destination: str, body: bytes) -> bool:
+        """Queue a message. False when there is no connection or no room: it is lost, and the link above sends again."""
         if not self.connected:
-            return
-        try:
-            self._queue.put_nowait(_Send(destination, body))
-        except queue.Full:
+            return False
+        if not self._outbox.put(_Send(destination, body)):
             self.dropped += 1
+            return False
+        return True
+
+    def drain(self, destination: str) -> Deferred[bool]:
+        """Empty a queue that nobody else reads or writes any more. True when it is empty for certain."""
+        done: Deferred[bool] = Deferred()
+        self._last_subscription += 1
+        number = self._last_subscription
+        mark = f"mark {secrets.token_hex(16)}".encode()
+        drain = _Drain(mark, done)
+        if not (
+            self.connected
+            and self._outbox.put(_Send(destination, mark))
+            and self._outbox.put(_Subscribe(destination, number))
+        ):
+            done.callback(False)
+            return done
+        self._drains[number] = drain
+        drain.timer = self._reactor.callLater(DRAIN_SECONDS, self._end_drain, number, False)
+        return done
 
     def stop(self) -> Deferred[None]:
         """Send what is queued, disconnect by receipt (bounded in time), and end the threads."""
         if self._stopped is None:
             self._stopped = Deferred()
             self._stopping.set()
+            for number in list(self._drains):
+                self._end_drain(number, False)
             if self._thread is None:
                 self._stopped.callback(None)
             else:
-                try:
-                    self._queue.put_nowait(_STOP)
-                except queue.Full:
-                    pass  # the sender looks at the flag after every message
+                self._stop_timer = self._reactor.callLater(STOP_SECONDS if self.connected else 0, self._abort)
+                self._outbox.wake()
         return self._stopped
+
+    def _abort(self) -> None:
+        """The broker does not take what is queued: end the connection under the sender's feet."""
+        connection = self._connection
+        if connection is not None:
+            connection.abort()
+        # A connection that is only being made cannot be ended; its thread is of no matter to us then.
+        self._stop_timer = self._reactor.callLater(1.0, self._on_stopped)
 
     # -- everything below runs in the sender's thread
 
     def _run(self) -> None:
-        wait, turn = FIRST_WAIT, 0
+        backoff, turn = Backoff(), 0
         try:
             while not self._stopping.is_set():
                 address = self._brokers[turn % len(self._brokers)]
-                turn += 1
-                connection = _Connection(self, address)
-                reason = connection.open()
-                if not reason:
-                    wait, turn = FIRST_WAIT, turn - 1  # the same broker first, next time
+                connection = self._connection = StompConnection(address, self._credentials, self._receive, self._lost)
+                reason = connection.open(self._stopping) or self._subscribe_all(connection)
+                if reason:
+                    turn += 1
+                    pause = turn % len(self._brokers) == 0  # after a round, not between the brokers of one
+                else:
+                    self._call(self._on_connected, address)
+                    began = time.monotonic()
                     self._pump(connection)
                     reason = connection.reason or "stopped"
+                    pause = True  # the same broker first: it may only have been restarted
+                    if time.monotonic() - began > STABLE:
+                        backoff.reset()
                 connection.close()
                 if self._stopping.is_set():
                     break
-                self._call(self._on_lost, f"{address}: {reason}")
-                if reason and turn % len(self._brokers) == 0:
-                    self._stopping.wait(wait * random.uniform(0.8, 1.2))  # noqa: S311  (jitter)
-                    wait = min(wait * WAIT_FACTOR, MOST_WAIT)
+                self._call(self._on_lost, f"the broker at {address} {reason}")
+                if pause:
+                    self._stopping.wait(backoff.next())
         finally:
+            self._connection = None
             self._call(self._on_stopped)
 
-    def _pump(self, connection: _Connection) -> None:
+    def _subscribe_all(self, connection: StompConnection) -> str:
+        """Subscribe to everything; returns "" or why not."""
+        try:
+            for number, destination in self._subscriptions.items():
+                connection.subscribe(self._dialect.to_subscribe(destination, self._credentials.login), number)
+        except Exception:
+            connection.fail("broke the connection")
+        return connection.reason
+
+    def _pump(self, connection: StompConnection) -> None:
         while not connection.lost.is_set():
-            item = self._queue.get()
-            if item is _STOP or item is None:
+            item = self._outbox.get()
+            if item is None:
                 if self._stopping.is_set():
                     return
                 continue  # woken because the connection was lost
             try:
-                connection.send(item)
+                self._put(connection, item)
+            except BlockingIOError:
+                connection.fail(HELD_UP)
+                return
             except Exception as error:
-                connection.fail(f"sending failed: {error!r}")
+                connection.fail(f"broke the connection ({type(error).__name__})")
                 return
-            if self._stopping.is_set() and self._queue.empty():
+            if self._stopping.is_set() and not len(self._outbox):
                 return
+
+    def _put(self, connection: StompConnection, item: _Item) -> None:
+        if isinstance(item, _Send):
+            connection.send(self._dialect.to_send(item.destination), item.body)
+        elif isinstance(item, _Subscribe):
+            destination = self._dialect.to_subscribe(item.destination, self._credentials.login)
+            connection.subscribe(destination, item.number)
+        else:
+            connection.unsubscribe(item.number)
 
     def _call(self, function: Any, *args: Any) -> None:
         try:
@@ -174,133 +374,55 @@ class BrokerLink:
         except RuntimeError:  # the reactor is gone; nobody listens any more
             pass
 
+    # -- in stomp.py's receiver thread
+
+    def _receive(self, connection: StompConnection, number: int, body: bytes) -> None:
+        self._inbox.enter(len(body), connection.lost)
+        self._call(self._on_message, number, body)
+
+    def _lost(self) -> None:
+        self._outbox.wake()
+
     # -- and these in the reactor's
 
     def _on_connected(self, address: BrokerAddress) -> None:
         self.connected = True
+        self.address = address
         self._log.info("connected to the broker at {address}", address=address)
         self._events.broker_connected()
 
-    def _on_message(self, destination: str, body: bytes) -> None:
-        if self._stopped is None:
-            self._events.broker_message(destination, body)
+    def _on_message(self, number: int, body: bytes) -> None:
+        self._inbox.leave(len(body))
+        if self._stopped is not None:
+            return
+        drain = self._drains.get(number)
+        if drain is not None:
+            if body == drain.mark:
+                self._end_drain(number, True)
+        elif number in self._subscriptions:
+            self._events.broker_message(self._subscriptions[number], body)
+
+    def _end_drain(self, number: int, empty: bool) -> None:
+        drain = self._drains.pop(number)
+        if drain.timer is not None and drain.timer.active():
+            drain.timer.cancel()
+        self._outbox.put(_Unsubscribe(number))
+        drain.done.callback(empty)
 
     def _on_lost(self, reason: str) -> None:
         self.connected = False
-        while True:  # what was queued for the lost connection would only arrive late and twice
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                break
-        self._log.warn("no connection to the broker {reason}", reason=reason)
+        self._outbox.clear()  # what was queued for the lost connection would only arrive late and twice
+        for number in list(self._drains):
+            self._end_drain(number, False)
+        self._outbox.clear()
+        self._log.warn("no connection: {reason}", reason=reason)
         self._events.broker_disconnected(reason)
 
     def _on_stopped(self) -> None:
         self.connected = False
+        if self._stop_timer is not None and self._stop_timer.active():
+            self._stop_timer.cancel()
         if self._stopped is None:
             self._stopped = Deferred()
         if not self._stopped.called:
             self._stopped.callback(None)
-
-
-class _Connection(stomp.listener.ConnectionListener):  # type: ignore[misc]
-    """One stomp.py connection. stomp.py calls the `on_…` methods in its receiver's thread."""
-
-    def __init__(self, owner: BrokerLink, address: BrokerAddress) -> None:
-        self._owner = owner
-        self._address = address
-        self._answered = threading.Event()
-        self.lost = threading.Event()
-        self.reason = ""
-        self._stomp = stomp.connect.StompConnection12(
-            [(address.host, address.port)],
-            prefer_localhost=False,
-            try_loopback_connect=False,
-            reconnect_attempts_max=1,
-            timeout=CONNECT_TIMEOUT,
-            heartbeats=(HEARTBEAT_MS, HEARTBEAT_MS),
-            auto_decode=False,
-        )
-        self._stomp.set_listener("link", self)
-
-    def open(self) -> str:
-        """Connect and subscribe. Returns "" or why it could not."""
-        credentials = self._owner._credentials
-        try:
-            self._stomp.connect(credentials.login, credentials.passcode, with_connect_command=True)
-        except Exception as error:
-            return self.reason or f"cannot be reached ({type(error).__name__})"
-        deadline = time.monotonic() + CONNECT_TIMEOUT
-        while not self._answered.wait(0.5):
-            if self._owner._stopping.is_set() or time.monotonic() > deadline:
-                return f"accepted the connection but did not answer within {CONNECT_TIMEOUT:.0f} s"
-        if self.lost.is_set():
-            return self.reason
-        for number, destination in enumerate(self._owner._subscriptions):
-            self._stomp.subscribe(destination, id=str(number), ack="auto")
-        self._owner._call(self._owner._on_connected, self._address)
-        return ""
-
-    def send(self, item: _Send) -> None:
-        self._stomp.send(item.destination, item.body, content_type="application/octet-stream")
-
-    def fail(self, reason: str) -> None:
-        """The connection is of no use any more; wakes whoever waits for it."""
-        self.reason = self.reason or reason
-        self.lost.set()
-        self._answered.set()
-        try:
-            self._owner._queue.put_nowait(None)
-        except queue.Full:
-            pass
-
-    def close(self) -> None:
-        """Disconnect: by receipt when the connection is in order, within a second at most."""
-        self._stomp.remove_listener("link")
-        if not self.lost.is_set():
-            done = threading.Event()
-            self._stomp.set_listener("farewell", _Farewell(done))
-            try:
-                self._stomp.disconnect("farewell")
-                done.wait(1.0)
-            except Exception:
-                pass
-        try:
-            self._stomp.transport.disconnect_socket()
-        except Exception:
-            pass
-
-    # -- called by stomp.py
-
-    def on_connecting(self, host_and_port: tuple[str, int]) -> None:
-        # Without this, Nagle's algorithm and delayed ACKs cost 40 ms for every small exchange.
-        connected = self._stomp.transport.socket
-        if connected is not None and connected.family in (socket.AF_INET, socket.AF_INET6):
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def on_connected(self, frame: Any) -> None:
-        self._answered.set()
-
-    def on_message(self, frame: Any) -> None:
-        body = frame.body if isinstance(frame.body, bytes) else str(frame.body or "").encode()
-        self._owner._call(self._owner._on_message, frame.headers.get("destination", ""), body)
-
-    def on_error(self, frame: Any) -> None:
-        self.fail(f"says: {frame.headers.get('message', 'ERROR')}")
-
-    def on_heartbeat_timeout(self) -> None:
-        self.fail("fell silent (no heart-beat)")
-
-    def on_disconnected(self) -> None:
-        self.fail("closed the connection")
-
-
-class _Farewell(stomp.listener.ConnectionListener):  # type: ignore[misc]
-    def __init__(self, done: threading.Event) -> None:
-        self._done = done
-
-    def on_receipt(self, frame: Any) -> None:
-        self._done.set()
-
-    def on_disconnected(self) -> None:
-        self._done.set()

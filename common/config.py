@@ -8,17 +8,19 @@ from typing import Any
 
 import attrs
 
-from .broker_link import BrokerAddress, Credentials
+from .broker_link import BrokerAddress, Credentials, Dialect
 from .errors import ConfigError
+from .tls import Tls
 
-FORMAT = 1
+FORMAT = 2
 
 
 @attrs.frozen
 class GuestConfig:
     """Who this guest is and how it reaches its host.
 
-    `brokers` is the fail-over list; `files` the base URL of the host's file port.
+    `brokers` is the fail-over list; `files` the base URL of the host's file port. `credentials` are for the broker;
+    `secret` is known to this guest and its host alone, made for one VM instance, and proves who says HELLO.
     """
 
     guest: str
@@ -26,8 +28,9 @@ class GuestConfig:
     name: str  # what people call the VM
     brokers: tuple[BrokerAddress, ...]
     credentials: Credentials
-    secret: str = attrs.field(repr=False)  # proves to the host agent who we are, whatever the broker lets in
     files: str
+    secret: str = attrs.field(repr=False)
+    dialect: Dialect = Dialect.STOMP
 
     def to_json(self) -> bytes:
         value = {
@@ -35,11 +38,12 @@ class GuestConfig:
             "guest": self.guest,
             "host": self.host,
             "name": self.name,
-            "brokers": [[b.host, b.port] for b in self.brokers],
+            "brokers": [_address_to_json(broker) for broker in self.brokers],
             "login": self.credentials.login,
             "passcode": self.credentials.passcode,
-            "secret": self.secret,
             "files": self.files,
+            "secret": self.secret,
+            "dialect": self.dialect.value,
         }
         return json.dumps(value).encode("utf-8")
 
@@ -56,10 +60,11 @@ class GuestConfig:
                 guest=str(value["guest"]),
                 host=str(value["host"]),
                 name=str(value["name"]),
-                brokers=tuple(BrokerAddress(str(host), int(port)) for host, port in value["brokers"]),
+                brokers=tuple(_address_from_json(broker) for broker in value["brokers"]),
                 credentials=Credentials(str(value["login"]), str(value["passcode"])),
-                secret=str(value["secret"]),
                 files=str(value["files"]),
+                secret=str(value["secret"]),
+                dialect=Dialect(value["dialect"]),
             )
         except OSError as error:
             raise ConfigError(
@@ -68,3 +73,19 @@ class GuestConfig:
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: these are not a guest agent's settings ({error!r})") from None
+
+
+def _address_to_json(address: BrokerAddress) -> dict[str, Any]:
+    value: dict[str, Any] = {"host": address.host, "port": address.port}
+    if address.tls is not None:
+        value["tls"] = {"ca": address.tls.ca, "server_name": address.tls.server_name}
+    return value
+
+
+def _address_from_json(value: dict[str, Any]) -> BrokerAddress:
+    tls = value.get("tls")
+    return BrokerAddress(
+        str(value["host"]),
+        int(value["port"]),
+        Tls(str(tls["ca"]), str(tls["server_name"])) if tls is not None else None,
+    )

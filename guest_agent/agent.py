@@ -40,7 +40,8 @@ def build_guest_agent(reactor: Any, config: GuestConfig, home: Path) -> GuestAge
     """The map of the program: every part of a guest agent and who talks to whom."""
     state = home / GUEST_STATE
     agent = GuestAgent(reactor, config, home)
-    broker = BrokerLink(reactor, config.brokers, config.credentials, [messages.guest_queue(config.guest)], events=agent)
+    queue = messages.guest_queue(config.credentials.login)
+    broker = BrokerLink(reactor, config.brokers, config.credentials, [queue], events=agent, dialect=config.dialect)
     link = Link(reactor, new_session(), agent.transmit, agent.deliver)
     journal = Journal(state / GUEST_JOURNAL)
     runner = Runner(reactor, home, journal, link, agent.keeper_lost)

@@ -20,6 +20,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from common import messages
+from common.broker_link import Credentials
 from common.errors import ProtocolError, VMwrapperError
 from common.link import Link, new_session
 from common.messages import Bye, Envelope, Hello, Message, Ping, Pong, Welcome
@@ -48,20 +49,28 @@ class GuestListener:
 
 @attrs.frozen
 class Identity:
-    """Who a guest is. `passcode` opens the broker for it, `secret` proves its HELLO."""
+    """Who a guest is. `guest` and `secret`, which proves its HELLO, are made for one VM instance and never used again.
+
+    `credentials` open the broker for it, and their login names its queue; an external broker's may be another guest's
+    later.
+    """
 
     guest: str
-    passcode: str = attrs.field(repr=False)
+    credentials: Credentials
     secret: str = attrs.field(repr=False)
 
     @classmethod
-    def new(cls) -> Identity:
-        return cls(f"g-{secrets.token_hex(8)}", secrets.token_urlsafe(32), secrets.token_urlsafe(32))
+    def new(cls, credentials: Credentials) -> Identity:
+        return cls(f"g-{secrets.token_hex(8)}", credentials, secrets.token_urlsafe(32))
+
+    @property
+    def login(self) -> str:
+        return self.credentials.login
 
 
 @attrs.define(eq=False)
 class Guest:
-    """One guest and its link. Its identity is made for one VM instance and never used again."""
+    """One guest and its link."""
 
     identity: Identity
     name: str
@@ -143,7 +152,7 @@ class Guests:
 
     def expect(self, identity: Identity, name: str, epoch: int = 1, boot: str = "") -> Guest:
         """A guest that is about to be started, or that an earlier host agent has left to us."""
-        queue = messages.guest_queue(identity.guest)
+        queue = messages.guest_queue(identity.login)
         guest: Guest
 
         def deliver(message: Message) -> None:
@@ -269,7 +278,9 @@ class Guests:
 
     def _welcome(self, guest: Guest, session: str, *, opened: bool = True) -> None:
         welcome = Welcome(self._host, opened, guest.epoch, BEACON_EVERY, time.time())
-        self._send(messages.guest_queue(guest.id), messages.encode(Envelope(welcome, guest.link.session, session)))
+        self._send(
+            messages.guest_queue(guest.identity.login), messages.encode(Envelope(welcome, guest.link.session, session))
+        )
 
     def _seen(self, guest: Guest) -> None:
         guest.last_seen = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from common.errors import VMwrapperError
 
 from . import __version__
 from .hypervisors.choice import add_option, make_hypervisor
+
+BROKER_VARIABLE = "VMWRAPPER_BROKER"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +35,14 @@ def main(argv: list[str] | None = None) -> int:
         help="keep what a successor needs there: an agent that was killed and is started again with the same DIR "
         "takes its virtual machines over, with the commands that run in them (default: a directory that is removed)",
     )
+    parser.add_argument(
+        "--broker",
+        type=Path,
+        metavar="FILE",
+        default=os.environ.get(BROKER_VARIABLE) or None,
+        help="settings of an external message broker (vmctl broker init writes them); default: the file that the "
+        f"environment variable {BROKER_VARIABLE} names, else the embedded broker",
+    )
     parser.add_argument("--debug", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"vmwrapper-host-agent {__version__}")
     options = parser.parse_args(argv)
@@ -51,6 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     from common.logs import start_logging
 
     from .agent import build_host_agent
+    from .broker.settings import BrokerSettings
     from .control import Endpoint
     from .state import open_state
 
@@ -61,8 +73,14 @@ def _run(options: argparse.Namespace) -> int:
         if reactor.running:
             reactor.stop()
 
-    hypervisor = make_hypervisor(options.hypervisor, reactor)
-    agent = build_host_agent(reactor, hypervisor, open_state(options.state), stopped)
+    try:
+        external = BrokerSettings.load(Path(options.broker)) if options.broker is not None else None
+        hypervisor = make_hypervisor(options.hypervisor, reactor)
+        state = open_state(options.state)
+    except VMwrapperError as error:
+        print(f"vmwrapper-host-agent: cannot start: {error.explain()}", file=sys.stderr)
+        return 1
+    agent = build_host_agent(reactor, hypervisor, state, stopped, external)
 
     def ready(endpoint: Endpoint) -> None:
         print(json.dumps({**endpoint.to_json(), "ready": True}), flush=True)

@@ -36,6 +36,7 @@ class VmRecord:
     directory: str
     memory_mb: int
     cpus: int
+    login: str  # at the broker
     passcode: str = attrs.field(repr=False)
     secret: str = attrs.field(repr=False)
     epoch: int

@@ -19,10 +19,11 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 from twisted.logger import Logger
 
-from common.broker_link import BrokerAddress, Credentials
+from common.broker_link import Credentials
 from common.config import GuestConfig
 from common.errors import ConfigError, VMwrapperError
 
+from .broker.access import BrokerAccess
 from .guests import Guest, Guests, Identity, Presence
 from .hypervisors.base import Hypervisor, HypervisorError, Machine, MachineSpec, MachineState
 from .hypervisors.images import Image, load_image
@@ -94,7 +95,7 @@ class VirtualMachines:
     def __init__(
         self,
         clock: IReactorTime,
-        host: str,
+        broker: BrokerAccess,
         hypervisor: Hypervisor,
         guests: Guests,
         requests: Requests,
@@ -102,7 +103,7 @@ class VirtualMachines:
         services_for: ServicesFor,
     ) -> None:
         self._clock = clock
-        self._host = host
+        self._broker = broker
         self._hypervisor = hypervisor
         self._guests = guests
         self._requests = requests
@@ -138,7 +139,11 @@ class VirtualMachines:
             raise ConfigError(f"{name!r} cannot name a VM: 1 to 64 letters, digits, spaces, '.', '_', '-'")
         if name in self._vms:
             raise ConfigError(f"there is a VM named {name} already")
-        guest = self._guests.expect(Identity.new(), name)
+        credentials = await self._broker.take_login()
+        if name in self._vms:
+            self._broker.return_login(credentials.login)
+            raise ConfigError(f"there is a VM named {name} already")
+        guest = self._guests.expect(Identity.new(credentials), name)
         directory = parent / f"vm-{name.replace(' ', '_')}-{guest.id[2:10]}"
         vm = VirtualMachine(
             name,
@@ -177,7 +182,8 @@ class VirtualMachines:
                 directory=str(vm.directory),
                 memory_mb=vm.memory_mb,
                 cpus=vm.cpus,
-                passcode=guest.identity.passcode,
+                login=guest.identity.login,
+                passcode=guest.identity.credentials.passcode,
                 secret=guest.identity.secret,
                 epoch=guest.epoch,
                 boot=guest.boot,
@@ -187,7 +193,9 @@ class VirtualMachines:
     def expect_all(self) -> None:
         """Know the guests of the host agent before us again; `adopt_all` then looks for their VMs."""
         for record in self._state.vms.values():
-            identity = Identity(record.instance, record.passcode, record.secret)
+            credentials = Credentials(record.login, record.passcode)
+            self._broker.keep_login(credentials)
+            identity = Identity(record.instance, credentials, record.secret)
             self._guests.expect(identity, record.name, record.epoch, record.boot)
 
     async def adopt_all(self) -> None:
@@ -217,6 +225,7 @@ class VirtualMachines:
             self._vms.pop(record.name, None)
             shutil.rmtree(record.directory, ignore_errors=True)
             self._state.drop(record.instance)
+            self._broker.return_login(record.login)
 
     def _image_of(self, record: VmRecord) -> Image:
         return load_image(Path(record.image))
@@ -225,12 +234,13 @@ class VirtualMachines:
         gateway = self._hypervisor.guest_gateway
         config = GuestConfig(
             guest=vm.guest.id,
-            host=self._host,
+            host=self._broker.host,
             name=vm.name,
-            brokers=(BrokerAddress(gateway, BROKER_PORT),),
-            credentials=Credentials(vm.guest.id, vm.guest.identity.passcode),
+            brokers=self._broker.guest_brokers(gateway, BROKER_PORT),
+            credentials=vm.guest.identity.credentials,
             secret=vm.guest.identity.secret,
             files=f"http://{gateway}:{FILES_PORT}",
+            dialect=self._broker.dialect,
         )
 
         def changed(state: MachineState, reason: str) -> None:
@@ -302,6 +312,7 @@ class VirtualMachines:
             shutil.rmtree(vm.directory, ignore_errors=True)
             self._vms.pop(vm.name, None)
             self._state.drop(vm.guest.id)
+            self._broker.return_login(vm.guest.identity.login)
 
     # -- steering
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import psutil
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import IListeningPort, IProcessTransport
@@ -136,12 +138,13 @@ class ProcessMachine(ProcessProtocol):
         self._has_process(pid)
 
     def _config(self) -> bytes:
-        text = self.spec.guest_config.decode("utf-8")
-        for seen, real in self._places.items():
-            text = text.replace(str(seen), str(real))
-        path = self.spec.directory / "config.asked"
-        write_private(path, text.encode("utf-8"))
-        return GuestConfig.load(path).to_json()
+        """The guest's settings, with our real ports in place of those that guests of other hypervisors see."""
+        asked = self.spec.directory / "config.asked"
+        write_private(asked, self.spec.guest_config)
+        config = GuestConfig.load(asked)
+        brokers = tuple(attrs.evolve(broker, port=self._places[broker.port]) for broker in config.brokers)
+        files = re.sub(r"(?<=:)\d+$", lambda seen: str(self._places[int(seen[0])]), config.files)
+        return attrs.evolve(config, brokers=brokers, files=files).to_json()
 
     def _change(self, state: MachineState, reason: str) -> None:
         if state is not self.state:

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import VMwrapperError
 from host_agent.control_client import ControlClient, ControlError
-from host_agent.wrapper.agent_process import OwnedAgent
+from host_agent.wrapper.agent_process import OwnedAgent, agent_argv
 from host_agent.wrapper.events import Events
 
 TICK = 1.0  # seconds between looks at the host agent; a signal and its end wake us at once
@@ -29,13 +29,19 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--memory", type=int, default=0, metavar="MB", help="default: what the image asks for")
     parser.add_argument("--cpus", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--deadline", type=float, default=0.0, metavar="SECONDS", help="for its agent to answer")
+    parser.add_argument(
+        "--broker", type=Path, metavar="FILE", help="settings of an external message broker (vmctl broker init)"
+    )
     parser.set_defaults(func=run)
 
 
 def run(options: argparse.Namespace) -> int:
     events = Events()
     with tempfile.TemporaryDirectory(prefix="vmwrapper-") as directory:
-        agent = OwnedAgent(Path(directory), events, say=_say)
+        argv = agent_argv()
+        if options.broker is not None:
+            argv += ["--broker", str(options.broker.absolute())]
+        agent = OwnedAgent(Path(directory), events, say=_say, argv=argv)
         try:
             agent.start()
             return _serve(options, directory, agent, events)

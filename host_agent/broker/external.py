@@ -1,0 +1,157 @@
+"""An external broker: its logins, and the way to it for guests that reach nothing but their own ports."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import attrs
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.logger import Logger
+
+from common import messages
+from common.broker_link import BrokerAddress, BrokerLink, Credentials
+from common.errors import ConfigError
+
+from .forward import Forwarder
+from .settings import BrokerSettings
+
+LOGIN_SECONDS = 30.0  # for a login to become free, or for the broker to be reached
+
+
+class LoginState(enum.Enum):
+    """FREE ──take──▶ USED ──return──▶ DRAINING ──its queue is empty──▶ FREE"""
+
+    FREE = "free"
+    USED = "used"
+    DRAINING = "draining"  # what its queue holds was meant for the guest before
+
+
+class ExternalBroker:
+    """Brokers that somebody else runs, as a settings file describes them.
+
+    A guest's broker port is forwarded, byte for byte, to the broker that this host agent itself is connected to:
+    the brokers of the list need not know each other, so both ends have to meet on one. TLS passes through end to
+    end, and the guest checks the broker's certificate itself.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, settings: BrokerSettings) -> None:
+        self.host = settings.host.login
+        self.credentials = settings.host
+        self.dialect = settings.dialect
+        self._settings = settings
+        # An agent that was killed may have left messages in any of the queues.
+        self._states = dict.fromkeys(settings.guests, LoginState.DRAINING)
+        self._waiters: list[Deferred[Credentials]] = []
+        self._reactor = reactor
+        self._forwarder = Forwarder(reactor)
+        self._link: BrokerLink | None = None
+        self._lock: BinaryIO | None = None
+
+    def open(self) -> Deferred[Sequence[BrokerAddress]]:
+        """Claims the settings: two host agents with one login would take each other's messages."""
+        self._lock = _lock(self._settings)
+        return succeed(self._settings.brokers)
+
+    def connected(self, link: BrokerLink) -> None:
+        self._link = link
+        if link.address is not None:
+            self._forwarder.lead_to(link.address.host, link.address.port)
+        for login, state in self._states.items():
+            if state is LoginState.DRAINING:
+                self._drain(login)
+
+    def take_login(self) -> Deferred[Credentials]:
+        free = [login for login, state in self._states.items() if state is LoginState.FREE]
+        if free:
+            self._states[free[0]] = LoginState.USED
+            return succeed(self._credentials(free[0]))
+        if LoginState.DRAINING not in self._states.values():
+            return fail(
+                ConfigError(
+                    f"all {len(self._states)} guest logins of {self._settings.file} are in use",
+                    "end a VM, or make more logins with vmctl broker init --guests N",
+                )
+            )
+        waiter: Deferred[Credentials] = Deferred(self._waiters.remove)
+        self._waiters.append(waiter)
+        return waiter.addTimeout(LOGIN_SECONDS, self._reactor, self._no_login)
+
+    def _no_login(self, result: object, seconds: float) -> Credentials:
+        why = "the broker is not connected" if self._link is None or not self._link.connected else "none became free"
+        raise ConfigError(f"no guest login of {self._settings.file} could be had within {seconds:.0f} s: {why}")
+
+    def keep_login(self, credentials: Credentials) -> None:
+        if credentials.login in self._states:
+            self._states[credentials.login] = LoginState.USED
+        else:
+            self._log.warn(
+                "{file} has no guest login {login} any more", file=self._settings.file, login=credentials.login
+            )
+
+    def return_login(self, login: str) -> None:
+        if self._states.get(login) is LoginState.USED:
+            self._states[login] = LoginState.DRAINING
+            self._drain(login)
+
+    def _credentials(self, login: str) -> Credentials:
+        return Credentials(login, self._settings.guests[login])
+
+    def _drain(self, login: str) -> None:
+        """The next guest must not read what was sent to this one. Without a connection it waits for the next."""
+        if self._link is None:
+            return
+
+        def drained(empty: bool) -> None:
+            if not empty:
+                self._log.debug("the queue of {login} could not be emptied yet", login=login)
+            elif self._states[login] is LoginState.DRAINING:
+                self._states[login] = LoginState.FREE
+                if self._waiters:
+                    self._states[login] = LoginState.USED
+                    self._waiters.pop(0).callback(self._credentials(login))
+
+        self._link.drain(messages.guest_queue(login)).addCallback(drained)
+
+    def guest_brokers(self, gateway: str, port: int) -> tuple[BrokerAddress, ...]:
+        """One place, under each name that a broker of the list may show."""
+        checks = []
+        for broker in self._settings.brokers:
+            tls = broker.tls
+            if tls is not None and not tls.server_name:
+                tls = attrs.evolve(tls, server_name=broker.host)
+            if tls not in checks:
+                checks.append(tls)
+        return tuple(BrokerAddress(gateway, port, tls) for tls in checks)
+
+    def service_for(self, login: str) -> IProtocolFactory:
+        return self._forwarder.factory()
+
+    def close(self) -> Deferred[None]:
+        self._forwarder.cut()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        return succeed(None)
+
+
+def _lock(settings: BrokerSettings) -> BinaryIO:
+    """The settings file, locked for as long as it is open."""
+    opened = settings.file.open("rb")
+    if os.name == "posix":
+        import fcntl
+
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            opened.close()
+            raise ConfigError(
+                f"another host agent uses the broker settings {settings.file} and so is {settings.host.login}",
+                "give each host agent logins of its own: vmctl broker init --host-id OTHER",
+            ) from None
+    return opened
