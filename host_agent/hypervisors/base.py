@@ -43,8 +43,8 @@ class Capabilities:
     """What a driver can do."""
 
     pause: bool = True
-    save_state: bool = False
-    live_snapshot: bool = False
+    save_state: bool = False  # Machine.save_state, and start from SAVED
+    live_snapshot: bool = False  # Machine.snapshot, restore and delete_snapshot
     clone_from_template: bool = False
     adopt: bool = False  # a VM outlives its host agent for a while, and the next one can take it over
 
@@ -96,7 +96,8 @@ class Machine(Protocol):
 
     def pause(self) -> Deferred[None]: ...
 
-    def resume(self) -> Deferred[None]: ...
+    def resume(self) -> Deferred[None]:
+        """PAUSED to RUNNING. The guest's clock is then set to the host's, where its image allows."""
 
     def power_off(self) -> Deferred[None]:
         """End the VM at once, as if its power were cut. Fires when its process is gone."""
@@ -105,28 +106,39 @@ class Machine(Protocol):
         """Power off if needed and remove every file, socket and registration of this VM."""
 
     def leave(self) -> Deferred[None]:
-        """Let go of the VM without ending it: this host agent ends, and its successor adopts it."""
+        """Let go of the VM without ending it: this host agent ends, and its successor adopts it in the grace time.
+
+        Nothing else may be called afterwards; `on_state` stays silent.
+        """
 
     def save_state(self) -> Deferred[None]:
-        """Memory and devices to the disk, RUNNING or PAUSED to SAVED. Fires when the VM's process is gone."""
+        """Memory and devices to the disk, RUNNING or PAUSED to SAVED. Fires when the VM's process is gone.
+
+        When it fails the VM is what it was before, and an earlier saved state is untouched.
+        """
 
     def snapshot(self, name: str, paused: Callable[[], None]) -> Deferred[None]:
-        """Keep memory and disk as they are now; the guest goes on afterwards.
+        """Keep memory and disk of a RUNNING or PAUSED VM as they are now; the guest goes on afterwards.
 
-        `paused` is called while the guest stands still: what is noted there belongs to the snapshot. A snapshot of
-        that name is replaced only when the new one is whole.
+        `paused` is called while the guest stands still: what is noted there belongs to the snapshot. The guest waits
+        for it, so it must be quick; when it raises, there is no snapshot. A snapshot of that name is replaced only
+        when the new one is whole and on the disk.
         """
 
     def restore(self, name: str) -> Deferred[None]:
-        """Back to a snapshot, from any state but DESTROYED. Fires when the guest runs again."""
+        """Back to a snapshot, from any state but DESTROYED. Fires when the guest runs again.
+
+        A VM that runs is ended first (STOPPED); then it is STARTING. All connections of the guest are broken.
+        """
 
     def snapshots(self) -> Deferred[list[str]]:
-        """The names of the snapshots that can be restored."""
+        """The names of the snapshots that can be restored, the oldest first."""
 
-    def delete_snapshot(self, name: str) -> Deferred[None]: ...
+    def delete_snapshot(self, name: str) -> Deferred[None]:
+        """Remove it; also when there is none."""
 
     def cpu_seconds(self) -> float:
-        """CPU time that the VM has used on the host so far, in seconds."""
+        """CPU time that the VM has used on the host since it was made, in seconds."""
 
     def console_tail(self, lines: int = 20) -> str:
         """The last lines of the guest's console, printable characters only."""
@@ -146,7 +158,9 @@ class Hypervisor(Protocol):
         """Make the VM's files (copy-on-write over the image, which stays untouched) and return it DEFINED."""
 
     def adopt(self, spec: MachineSpec) -> Deferred[Machine | None]:
-        """Take over the VM that an earlier host agent made from this spec, running, paused or saved.
+        """Take over the VM that an earlier host agent made from this spec: RUNNING, PAUSED or SAVED.
 
+        A VM that ended without an agent but has snapshots is given as STOPPED or CRASHED: it can be restored.
         None: nothing of it is there any more, and whatever it had on this host has been removed.
+        Fails while another agent has it. `on_state` tells only what happens afterwards.
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -26,6 +27,9 @@ class Script:
     start_fails: str = ""
     start_takes: float | None = 0.0  # seconds; None: for ever
     pause_fails: str = ""
+    save_fails: str = ""
+    snapshot_fails: str = ""
+    restore_fails: str = ""
     dies_after: float | None = None  # seconds after its start
     dies_of: str = "scripted death"
     powers_off_after: float | None = None  # seconds after its start, by the guest itself
@@ -37,7 +41,7 @@ class FakeHypervisor:
     """A `base.Hypervisor`. `machines` has every machine that was made, the newest last."""
 
     name = "fake"
-    capabilities = Capabilities()
+    capabilities = Capabilities(save_state=True, live_snapshot=True, adopt=True)
     guest_gateway = "127.0.0.1"
 
     def __init__(self, clock: IReactorTime, script: Script | None = None) -> None:
@@ -56,6 +60,13 @@ class FakeHypervisor:
         return succeed(machine)
 
     def adopt(self, spec: MachineSpec) -> Deferred[Machine | None]:
+        """Machines outlive their agents as long as the agents share this object."""
+        for machine in reversed(self.machines):
+            if machine.spec.instance == spec.instance and machine.state is not MachineState.DESTROYED:
+                if not machine.left:
+                    return fail(HypervisorError(f"the VM {spec.name} belongs to another host agent"))
+                machine.spec, machine.left = spec, False
+                return succeed(machine)
         return succeed(None)
 
 
@@ -66,6 +77,8 @@ class FakeMachine:
         self.spec = spec
         self.script = script
         self.calls: list[str] = []  # what was asked of it, in order
+        self.left = False  # no agent has it; the restart of an agent that was killed sets this
+        self._snapshots: list[str] = []
         self._clock = clock
         self._state = MachineState.DEFINED
         self._pid: int | None = None
@@ -73,7 +86,6 @@ class FakeMachine:
         self._cpu_seconds = 0.0
         self._pending: list[IDelayedCall] = []
         self._start: Deferred[None] | None = None
-        self._snapshots: list[str] = []
 
     @property
     def state(self) -> MachineState:
@@ -87,7 +99,8 @@ class FakeMachine:
         self.calls.append("start")
         if self._state is MachineState.RUNNING:
             return succeed(None)
-        if self._state not in (MachineState.DEFINED, MachineState.STOPPED, MachineState.CRASHED):
+        startable = (MachineState.DEFINED, MachineState.SAVED, MachineState.STOPPED, MachineState.CRASHED)
+        if self._state not in startable:
             return fail(HypervisorError(f"{self.spec.name} is {self._state.value} and cannot be started"))
         self._change(MachineState.STARTING, "")
         self._start = Deferred()
@@ -132,6 +145,57 @@ class FakeMachine:
         self._change(after, "")
         return succeed(None)
 
+    def save_state(self) -> Deferred[None]:
+        self.calls.append("save_state")
+        if self._state is MachineState.SAVED:
+            return succeed(None)
+        if failure := self._unable("saved", self.script.save_fails):
+            return failure
+        self._end(MachineState.SAVED, "")
+        return succeed(None)
+
+    def snapshot(self, name: str, paused: Callable[[], None]) -> Deferred[None]:
+        self.calls.append(f"snapshot {name}")
+        if failure := self._unable("kept as a snapshot", self.script.snapshot_fails):
+            return failure
+        try:
+            paused()
+        except Exception:
+            return fail()
+        self._snapshots = [other for other in self._snapshots if other != name] + [name]
+        return succeed(None)
+
+    def restore(self, name: str) -> Deferred[None]:
+        self.calls.append(f"restore {name}")
+        if self._state is MachineState.DESTROYED or name not in self._snapshots:
+            return fail(HypervisorError(f"{self.spec.name} has no snapshot {name}"))
+        if self.script.restore_fails:
+            return fail(HypervisorError(self.script.restore_fails))
+        self._end(MachineState.STOPPED, "")
+        self._change(MachineState.STARTING, "")
+        self._pid, self._started = next(_pids), self._clock.seconds()
+        self._change(MachineState.RUNNING, "")
+        return succeed(None)
+
+    def snapshots(self) -> Deferred[list[str]]:
+        return succeed(list(self._snapshots))
+
+    def delete_snapshot(self, name: str) -> Deferred[None]:
+        self.calls.append(f"delete_snapshot {name}")
+        self._snapshots = [other for other in self._snapshots if other != name]
+        return succeed(None)
+
+    def leave(self) -> Deferred[None]:
+        self.calls.append("leave")
+        self.left = True
+        return succeed(None)
+
+    def _unable(self, done: str, scripted: str) -> Deferred[Any] | None:
+        """Why something that needs a living VM cannot be done now."""
+        if self._state not in (MachineState.RUNNING, MachineState.PAUSED):
+            return fail(HypervisorError(f"{self.spec.name} is {self._state.value} and cannot be {done}"))
+        return fail(HypervisorError(scripted)) if scripted else None
+
     def power_off(self) -> Deferred[None]:
         self.calls.append("power_off")
         if self._state not in (MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED):
@@ -156,38 +220,12 @@ class FakeMachine:
 
         return self.power_off().addCallback(clean)
 
-    def leave(self) -> Deferred[None]:
-        self.calls.append("leave")
-        return succeed(None)
-
-    def save_state(self) -> Deferred[None]:
-        self.calls.append("save_state")
-        self._pid = None
-        self._change(MachineState.SAVED, "")
-        return succeed(None)
-
-    def snapshot(self, name: str, paused: Callable[[], None]) -> Deferred[None]:
-        self.calls.append(f"snapshot {name}")
-        paused()
-        self._snapshots.append(name)
-        return succeed(None)
-
-    def restore(self, name: str) -> Deferred[None]:
-        self.calls.append(f"restore {name}")
-        self._change(MachineState.RUNNING, "")
-        return succeed(None)
-
-    def snapshots(self) -> Deferred[list[str]]:
-        return succeed(list(self._snapshots))
-
-    def delete_snapshot(self, name: str) -> Deferred[None]:
-        self._snapshots.remove(name)
-        return succeed(None)
-
     def cpu_seconds(self) -> float:
         """A tenth of the time that it has run."""
         if self._pid is not None:
-            self._cpu_seconds = (self._clock.seconds() - self._started) / 10
+            now = self._clock.seconds()
+            self._cpu_seconds += (now - self._started) / 10
+            self._started = now
         return self._cpu_seconds
 
     def console_tail(self, lines: int = 20) -> str:
@@ -216,4 +254,5 @@ class FakeMachine:
     def _change(self, state: MachineState, reason: str) -> None:
         if state is not self._state:
             self._state = state
-            self.spec.on_state(state, reason)
+            if not self.left:
+                self.spec.on_state(state, reason)

@@ -155,6 +155,123 @@ class HypervisorContract:
             await self._wait(machine.destroy())
 
     @ensureDeferred
+    async def test_saved_state_goes_on_where_it_was(self, spec: MachineSpec, told: Told) -> None:
+        if not self.hypervisor().capabilities.save_state:
+            return
+        machine = await self._made(spec)
+        try:
+            with pytest.raises(HypervisorError):
+                await machine.save_state()
+            await self._wait(machine.start())
+            for _ in range(2):
+                await self._wait(machine.save_state())
+                assert state_of(machine) is MachineState.SAVED
+            assert machine.pid is None
+            used = machine.cpu_seconds()
+            await self._wait(machine.start())
+            assert state_of(machine) is MachineState.RUNNING
+            assert machine.pid is not None
+            assert machine.cpu_seconds() >= used
+            await self._wait(machine.pause())
+            await self._wait(machine.save_state())
+            assert state_of(machine) is MachineState.SAVED
+        finally:
+            await self._wait(machine.destroy())
+        assert not spec.directory.exists()
+        assert told.states == [
+            MachineState.STARTING,
+            MachineState.RUNNING,
+            MachineState.SAVED,
+            MachineState.STARTING,
+            MachineState.RUNNING,
+            MachineState.PAUSED,
+            MachineState.SAVED,
+            MachineState.DESTROYED,
+        ]
+
+    @ensureDeferred
+    async def test_snapshots(self, spec: MachineSpec, told: Told) -> None:
+        if not self.hypervisor().capabilities.live_snapshot:
+            return
+        machine = await self._made(spec)
+        calls: list[MachineState] = []
+        try:
+            await self._wait(machine.start())
+            assert await self._wait(machine.snapshots()) == []
+            await self._wait(machine.snapshot("one", lambda: calls.append(state_of(machine))))
+            assert state_of(machine) is MachineState.RUNNING
+            await self._wait(machine.pause())
+            await self._wait(machine.snapshot("two", lambda: calls.append(state_of(machine))))
+            assert state_of(machine) is MachineState.PAUSED
+            assert len(calls) == 2
+            assert await self._wait(machine.snapshots()) == ["one", "two"]
+            await self._wait(machine.snapshot("one", lambda: None))
+            assert await self._wait(machine.snapshots()) == ["two", "one"]
+            await self._wait(machine.restore("two"))
+            assert state_of(machine) is MachineState.RUNNING
+            await self._wait(machine.power_off())
+            await self._wait(machine.restore("one"))
+            assert state_of(machine) is MachineState.RUNNING
+            for _ in range(2):
+                await self._wait(machine.delete_snapshot("one"))
+                assert await self._wait(machine.snapshots()) == ["two"]
+            with pytest.raises(HypervisorError):
+                await self._wait(machine.restore("one"))
+            assert state_of(machine) is MachineState.RUNNING
+        finally:
+            await self._wait(machine.destroy())
+        assert not spec.directory.exists()
+
+    @ensureDeferred
+    async def test_snapshot_that_its_caller_refuses(self, spec: MachineSpec) -> None:
+        if not self.hypervisor().capabilities.live_snapshot:
+            return
+        machine = await self._made(spec)
+
+        def refuse() -> None:
+            raise OSError("no room for the note")
+
+        try:
+            await self._wait(machine.start())
+            with pytest.raises(OSError, match="no room"):
+                await self._wait(machine.snapshot("one", refuse))
+            assert state_of(machine) is MachineState.RUNNING
+            assert await self._wait(machine.snapshots()) == []
+        finally:
+            await self._wait(machine.destroy())
+
+    @ensureDeferred
+    async def test_machine_is_left_and_adopted(self, spec: MachineSpec, told: Told) -> None:
+        hypervisor = self.hypervisor()
+        if not hypervisor.capabilities.adopt:
+            return
+        assert await self._wait(hypervisor.adopt(spec)) is None
+        machine = await self._wait(hypervisor.create(spec))
+        last = machine
+        try:
+            await self._wait(machine.start())
+            with pytest.raises(HypervisorError):
+                await self._wait(hypervisor.adopt(spec))
+            pid = machine.pid
+            await self._wait(machine.pause())
+            await self._wait(machine.leave())
+            last = again = await self._wait(hypervisor.adopt(spec))
+            assert (state_of(again), again.pid) == (MachineState.PAUSED, pid)
+            await self._wait(again.resume())
+            assert state_of(again) is MachineState.RUNNING
+            if hypervisor.capabilities.save_state:
+                await self._wait(again.save_state())
+                await self._wait(again.leave())
+                last = third = await self._wait(hypervisor.adopt(spec))
+                assert state_of(third) is MachineState.SAVED
+                await self._wait(third.start())
+                assert state_of(third) is MachineState.RUNNING
+        finally:
+            await self._wait(last.destroy())
+        assert not spec.directory.exists()
+        assert await self._wait(hypervisor.adopt(spec)) is None
+
+    @ensureDeferred
     async def test_requirements_never_fail(self) -> None:
         for requirement in await self._wait(self.hypervisor().requirements()):
             assert requirement.name

@@ -56,7 +56,7 @@ class VirtualBoxHypervisor:
     """VirtualBox as it is installed on this host, as this user."""
 
     name = "virtualbox"
-    capabilities = Capabilities(pause=True, save_state=True, live_snapshot=True)
+    capabilities = Capabilities()
     guest_gateway = GATEWAY
 
     def __init__(self, reactor: Any, environment: Mapping[str, str] | None = None) -> None:
