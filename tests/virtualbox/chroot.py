@@ -45,7 +45,8 @@ def root(cache: Cache) -> Path:
                 '--aptopt=Acquire::Check-Valid-Until "false"',
                 *options,
                 f"--essential-hook={hook.read_text('utf-8')}",
-                "--include=python3,virtualbox",
+                # What boots the guest that tries the network, besides.
+                "--include=python3,virtualbox,ipxe,syslinux,mtools,dosfstools",
                 '--customize-hook=mkdir "$1/checkout" "$1/libraries"',
                 RELEASE,
                 place / "root",

@@ -55,3 +55,24 @@ def image(directory: Path, sector: bytes = LETTERS, name: str = "tiny") -> Image
     )
     raw.unlink()
     return Image(name, directory, "1" * 64, "x86_64", disk, None, None, "", 64)
+
+
+def network_image(directory: Path, script: str) -> Image:
+    """A guest image that runs an iPXE script: a FAT file system on a whole disk, with syslinux and iPXE on it."""
+    directory.mkdir(exist_ok=True)
+    raw, disk = directory / "disk.raw", directory / "disk.vdi"
+    raw.write_bytes(b"\0" * (4 << 20))
+    (directory / "script.ipxe").write_text(f"#!ipxe\n{script}")
+    (directory / "syslinux.cfg").write_text("DEFAULT ipxe\nLABEL ipxe\nKERNEL ipxe.krn\nINITRD script.ipxe\n")
+    files = [directory / "script.ipxe", directory / "syslinux.cfg"]
+    commands: list[list[str | Path]] = [
+        ["mkfs.fat", raw],
+        ["mcopy", "-i", raw, "/usr/lib/ipxe/ipxe.lkrn", "::ipxe.krn"],
+        ["mcopy", "-i", raw, *files, "::"],
+        ["syslinux", "--install", raw],
+        ["VBoxManage", "convertfromraw", raw, disk, "--format", "VDI"],
+    ]
+    for argv in commands:
+        subprocess.run(argv, check=True, capture_output=True, timeout=60)
+    raw.unlink()
+    return Image("network", directory, "2" * 64, "x86_64", disk, None, None, "", 64)

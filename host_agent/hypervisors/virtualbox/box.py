@@ -69,14 +69,14 @@ class Box:
         }
 
     def look(self, machine: str) -> dict[str, Any]:
-        """State, process and snapshots of one machine."""
+        """State, process and snapshots of one machine, the oldest first."""
         found = self._machine(machine)
         return {
             "state": str(found.state),
             "pid": _pid(found),
             "locked": str(found.session_state) != UNLOCKED,
             "logs": str(found.log_folder),
-            "snapshots": [{"id": str(s.id_p), "name": str(s.name)} for s in _tree(found)],
+            "snapshots": [{"id": str(s.id_p), "name": str(s.name)} for s in _snapshots(found)],
         }
 
     def state(self, machine: str) -> tuple[str, int | None]:
@@ -250,6 +250,7 @@ class Box:
         with self._session(found) as session:
             yield Progress(session.machine.save_state(), "saving the machine's state", STATE)
         yield self._unlocked(found, "ending the saved machine's process")
+        _flush(str(found.state_file_path), str(found.settings_file_path))
 
     def discard_state(self, machine: str) -> None:
         with self._session(self._machine(machine)) as session:
@@ -257,10 +258,13 @@ class Box:
                 session.machine.discard_saved_state(True)
 
     def snapshot(self, machine: str, name: str) -> Operation:
-        """Take a snapshot, of a running machine without a stop; its UUID."""
-        with self._session(self._machine(machine)) as session:
-            progress, identity = session.machine.take_snapshot(name, "", False)
+        """Take a snapshot, of a running machine while it runs; its UUID. It is on the disk when this returns."""
+        found = self._machine(machine)
+        with self._session(found) as session:
+            stands_still = str(session.machine.state) != "Running"
+            progress, identity = session.machine.take_snapshot(name, "", stands_still)
             yield Progress(progress, f"taking the snapshot {name}", STATE)
+        _flush(str(found.find_snapshot(str(identity)).machine.state_file_path), str(found.settings_file_path))
         return str(identity)
 
     def restore(self, machine: str, snapshot: str) -> Operation:
@@ -273,12 +277,11 @@ class Box:
     def delete_snapshot(self, machine: str, snapshot: str) -> Operation:
         """Remove a snapshot, its disk merged into the next; one that is not there is removed already."""
         found = self._machine(machine)
-        wanted = [s for s in _tree(found) if snapshot in (str(s.id_p), str(s.name))]
-        if not wanted:
-            return
-        with self._session(found) as session:
-            progress = session.machine.delete_snapshot(str(wanted[-1].id_p))
-            yield Progress(progress, f"deleting the snapshot {snapshot}", STATE)
+        for each in _snapshots(found):
+            if snapshot in (str(each.id_p), str(each.name)):
+                with self._session(found) as session:
+                    progress = session.machine.delete_snapshot(str(each.id_p))
+                    yield Progress(progress, f"deleting the snapshot {snapshot}", STATE)
 
     def power_off(self, machine: str) -> Operation:
         """End the machine as if its power were cut."""
@@ -348,17 +351,26 @@ def _pid(machine: Any) -> int | None:
     return pid if 0 < pid < 0xFFFFFFFF else None
 
 
-def _tree(machine: Any) -> list[Any]:
-    """A machine's snapshots, parents first."""
+def _snapshots(machine: Any) -> list[Any]:
+    """A machine's snapshots, the oldest first. They are a tree: after a restore the next one is another branch."""
     found: list[Any] = []
-    if not machine.snapshot_count:
-        return found
-    waiting = [machine.find_snapshot("")]
+    waiting = [machine.find_snapshot("")] if machine.snapshot_count else []
     while waiting:
         snapshot = waiting.pop()
         found.append(snapshot)
         waiting.extend(snapshot.children)
-    return found
+    return sorted(found, key=lambda snapshot: int(snapshot.time_stamp))
+
+
+def _flush(*paths: str) -> None:
+    """Have files on the disk, which VirtualBox itself does not see to: a power cut must not take the only snapshot."""
+    for path in paths:
+        if path:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def _depth(medium: Any) -> int:

@@ -157,7 +157,8 @@ class Adapter(Thing):
 
 class Snapshot(Thing):
     def __init__(self, name: str, machine: Machine) -> None:
-        super().__init__(id=str(uuid.uuid4()), name=name, machine=machine)
+        kept = Thing(stateFilePath=machine.settingsFilePath)
+        super().__init__(id=str(uuid.uuid4()), name=name, machine=kept, timeStamp=time.time_ns())
         self._children: list[Snapshot] = []
 
     def getChildren(self) -> list[Snapshot]:
@@ -183,6 +184,7 @@ class Machine(Thing):
             sessionState=value("SessionState", "Unlocked"),
             sessionPID=0,
             settingsFilePath=file,
+            stateFilePath="",
             logFolder=str(Path(file).parent / "Logs"),
             memorySize=128,
             CPUCount=1,
@@ -266,6 +268,8 @@ class Machine(Thing):
         self._become("PoweredOff")
 
     def takeSnapshot(self, name: str, description: str, pause: bool) -> tuple[Progress, str]:
+        if not pause and not self._is("Running"):
+            raise FakeError("Cannot take a live snapshot of a virtual machine unless it is running.", 0x80BB0002)
         snapshot = Snapshot(name, self)
 
         def taken() -> None:

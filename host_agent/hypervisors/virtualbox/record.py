@@ -1,0 +1,60 @@
+"""What the next host agent has to know of a VM, kept in the VM's own directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+import attrs
+import psutil
+
+from common.files import write_private
+
+NAME = "virtualbox.json"
+
+Identity = tuple[int, float]  # a process: its number and when it began
+
+
+@attrs.frozen
+class Record:
+    """`ports` are the real ones of the VM's services, which its guest was told; no owner: it was left on purpose."""
+
+    machine: str  # VirtualBox's UUID
+    owner: Identity | None
+    ports: dict[int, int] = attrs.field(factory=dict)
+    cpu_before: float = 0.0  # seconds, of processes that carried this VM earlier
+
+    @classmethod
+    def new(cls) -> Record:
+        return cls(str(uuid.uuid4()), identity_of(os.getpid()))
+
+    @classmethod
+    def read(cls, directory: Path) -> Record | None:
+        """None when there is none, or it cannot be used."""
+        try:
+            value = json.loads((directory / NAME).read_bytes())
+            owner = (int(value["owner"][0]), float(value["owner"][1])) if value["owner"] else None
+            ports = {int(seen): int(real) for seen, real in value["ports"].items()}
+            return cls(str(uuid.UUID(value["machine"])), owner, ports, float(value["cpu_before"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def write(self, directory: Path) -> None:
+        write_private(directory / NAME, json.dumps(attrs.asdict(self)).encode("utf-8"))
+
+    def held(self) -> bool:
+        """Is the host agent that has it still there?"""
+        return self.owner is not None and identity_of(self.owner[0]) == self.owner
+
+    def owner_pid(self) -> int:
+        return self.owner[0] if self.owner is not None else 0
+
+
+def identity_of(pid: int) -> Identity:
+    """A number alone may be another process by now."""
+    try:
+        return (pid, psutil.Process(pid).create_time())
+    except psutil.Error:
+        return (pid, 0.0)
