@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 
-# What runs VMs, and what builds their images.
-PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap e2fsprogs lz4 cpio uidmap
+# What runs VMs, and what builds their images; the BOINC client and its library, which only tests use.
+PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap e2fsprogs lz4 cpio uidmap \
+    boinc-client libboinc-app7
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
-.PHONY: help example test test-virtualbox test-virtualbox-host lint bench image setup clean
+.PHONY: help example test test-virtualbox test-virtualbox-host lint bench chaos-boinc image setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,6 +48,9 @@ lint: $(VENV)/ready ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+chaos-boinc: $(VENV)/ready ## fifty random restarts and kills of a BOINC client and of the wrapper, during one job
+	@VMWRAPPER_CHAOS=50 $(BIN)/python -m pytest -s tests/boinc/test_restarts.py -k random
 
 bench: image ## measure everything that benchmarks/ can
 	@$(BIN)/python -m benchmarks all

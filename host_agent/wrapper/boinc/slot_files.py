@@ -37,8 +37,8 @@ def write_finish(slot: Path, status: int, message: str, is_notice: bool) -> None
 def write_temporary_exit(slot: Path, delay_s: int, reason: str, is_notice: bool) -> None:
     """Start us again later."""
     delay = min(max(0, delay_s), LONGEST_DELAY_S)
-    note = f"{_one_line(reason)}\n{'notice' if is_notice else ''}\n" if reason else ""
-    write_atomically(slot / TEMPORARY_EXIT_FILE, f"{delay}\n{note}")
+    lines = [str(delay), *([_one_line(reason)] if reason else []), *(["notice"] if reason and is_notice else [])]
+    write_atomically(slot / TEMPORARY_EXIT_FILE, "\n".join(lines) + "\n")
 
 
 def write_trickle_up(slot: Path, variety: str, text: str) -> None:

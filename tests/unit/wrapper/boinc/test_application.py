@@ -126,7 +126,7 @@ def test_a_temporary_exit(tmp_path: Path) -> None:
         raise TemporaryExitError(60, "no licence is free")
 
     assert run(main, tmp_path) == 0
-    assert (tmp_path / "boinc_temporary_exit").read_text() == "60\nno licence is free\n\n"
+    assert (tmp_path / "boinc_temporary_exit").read_text() == "60\nno licence is free\n"
 
 
 def test_an_error_of_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

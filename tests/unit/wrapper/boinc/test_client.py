@@ -187,7 +187,7 @@ def test_the_time_between_checkpoints(start: Start, clock: Time) -> None:
 
 
 def test_a_client_that_is_gone(start: Start) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     side, runtime = start(client_pid=child.pid)
     assert runtime.poll().leave is Leave.STAY
     child.communicate()
@@ -355,7 +355,7 @@ def test_a_temporary_exit(start: Start) -> None:
     runtime.report(1, 1, 0.1)
     runtime.report(2, 2, 0.2)
     assert runtime.temporary_exit(10**9, "no memory\nat all") == 0
-    assert (side.slot / "boinc_temporary_exit").read_text() == "86400\nno memory at all\n\n"
+    assert (side.slot / "boinc_temporary_exit").read_text() == "86400\nno memory at all\n"
     assert "<current_cpu_time>2.000000e+00<" in (side.status() or "")
 
 
