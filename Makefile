@@ -7,7 +7,7 @@ BUILD := build
 
 # What runs VMs, and what builds their images; the BOINC client and its library, which only tests use.
 PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap e2fsprogs lz4 cpio uidmap \
-    boinc-client libboinc-app7
+    zstd boinc-client libboinc-app7
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 

@@ -18,6 +18,7 @@ import psutil
 from common.files import runtime_dir, write_private
 
 ENTRY = "entry.json"
+STATES = "states.json"  # in the directory of a VM that can be restored
 
 
 def ledger_dir() -> Path:
@@ -36,9 +37,10 @@ class LedgerEntry:
         self.path.mkdir(mode=0o700, exist_ok=True)
         self._write()
 
-    def has_process(self, pid: int) -> None:
-        """The VM is carried by this process."""
+    def has_process(self, pid: int, leash: int | None = None) -> None:
+        """The VM is carried by this process, and by a leash that cleans up by itself when no agent comes back."""
         self._value["process"] = _identity(pid)
+        self._value["leash"] = None if leash is None else _identity(leash)
         self._write()
 
     def has_machine(self, hypervisor: str, machine: str) -> None:
@@ -63,7 +65,8 @@ def sweep() -> list[str]:
             owner, process, directory = value["owner"], value["process"], Path(value["directory"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # being made at this moment, or not ours: leave it
-        if _alive(owner):
+        leash = value.get("leash")
+        if _alive(owner) or (leash is not None and _alive(leash)):
             continue
         if process is not None and _alive(process):
             _kill(process[0])
@@ -76,7 +79,9 @@ def sweep() -> list[str]:
                 removed.append(f"could not remove the VM {place.name} from its hypervisor: {why_not}")
                 continue
             removed.append(f"removed the VM {place.name} from {hypervisor}")
-        if directory.is_dir() and directory.name.startswith("vm-"):
+        if (directory / STATES).exists():
+            removed.append(f"kept {directory}: its VM can be restored")
+        elif directory.is_dir() and directory.name.startswith("vm-"):
             shutil.rmtree(directory, ignore_errors=True)
             removed.append(f"removed {directory}")
         shutil.rmtree(place, ignore_errors=True)
@@ -91,6 +96,15 @@ def _unregister(hypervisor: str, machine: str, directory: Path) -> str:
     from .hypervisors.virtualbox.one_call import remove
 
     return remove(machine, directory)
+
+
+def owned_by_another(instance: str) -> bool:
+    """Whether a living process other than this one has the VM."""
+    try:
+        owner = json.loads((ledger_dir() / instance / ENTRY).read_bytes())["owner"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return owner[0] != os.getpid() and _alive(owner)
 
 
 def _identity(pid: int) -> list[Any]:

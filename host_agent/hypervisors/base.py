@@ -20,6 +20,8 @@ from common.errors import VMwrapperError
 
 from .images import Image
 
+SAVED = "saved"  # the name under which `Machine.save_state` keeps the state
+
 
 class HypervisorError(VMwrapperError):
     """The hypervisor could not do what was asked; the sentence carries its own words."""
@@ -114,7 +116,8 @@ class Machine(Protocol):
     def save_state(self) -> Deferred[None]:
         """Memory and devices to the disk, RUNNING or PAUSED to SAVED. Fires when the VM's process is gone.
 
-        When it fails the VM is what it was before, and an earlier saved state is untouched.
+        When it fails the VM is what it was before, and an earlier saved state is untouched. After the next start the
+        state remains, as a snapshot of the name `SAVED`.
         """
 
     def snapshot(self, name: str, paused: Callable[[], None]) -> Deferred[None]:
@@ -128,7 +131,7 @@ class Machine(Protocol):
     def restore(self, name: str) -> Deferred[None]:
         """Back to a snapshot, from any state but DESTROYED. Fires when the guest runs again.
 
-        A VM that runs is ended first (STOPPED); then it is STARTING. All connections of the guest are broken.
+        Meanwhile it is STARTING. All connections of the guest are broken.
         """
 
     def snapshots(self) -> Deferred[list[str]]:

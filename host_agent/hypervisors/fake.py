@@ -14,7 +14,7 @@ import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from .base import Capabilities, HypervisorError, Machine, MachineSpec, MachineState, Requirement
+from .base import SAVED, Capabilities, HypervisorError, Machine, MachineSpec, MachineState, Requirement
 
 _pids = itertools.count(1_000_000_000)  # above every real process
 
@@ -151,6 +151,7 @@ class FakeMachine:
             return succeed(None)
         if failure := self._unable("saved", self.script.save_fails):
             return failure
+        self._snapshots = [other for other in self._snapshots if other != SAVED] + [SAVED]
         self._end(MachineState.SAVED, "")
         return succeed(None)
 
@@ -171,7 +172,7 @@ class FakeMachine:
             return fail(HypervisorError(f"{self.spec.name} has no snapshot {name}"))
         if self.script.restore_fails:
             return fail(HypervisorError(self.script.restore_fails))
-        self._end(MachineState.STOPPED, "")
+        self._end(MachineState.STARTING, "")
         self._change(MachineState.STARTING, "")
         self._pid, self._started = next(_pids), self._clock.seconds()
         self._change(MachineState.RUNNING, "")

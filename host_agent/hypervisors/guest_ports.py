@@ -40,6 +40,7 @@ class GuestPorts:
     def open(self) -> None:
         """Listen; before QEMU is started."""
         for port, factory in self._services.items():
+            self._path(port).unlink(missing_ok=True)  # an agent that was killed left its own
             receiver = _ReceiverFactory(self._reactor, factory)
             mode = stat.S_IRUSR | stat.S_IWUSR
             self._listening.append(self._reactor.listenUNIX(str(self._path(port)), receiver, mode=mode))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet import defer
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import connectionDone
@@ -46,7 +47,21 @@ class QMP(LineOnlyReceiver):
         self._waiting[number] = answer
         request = {"execute": command, "arguments": arguments, "id": number}
         self.transport.write(json.dumps(request).encode("ascii") + b"\n")
-        return answer.addTimeout(DEADLINE, self._clock)
+        return answer.addTimeout(DEADLINE, self._clock).addErrback(self._late, command)
+
+    def _late(self, failure: Failure, command: str) -> Any:
+        failure.trap(HypervisorError, defer.TimeoutError)
+        if failure.check(defer.TimeoutError):
+            raise HypervisorError(f"QEMU hangs: no answer to {command} within {DEADLINE:.0f} s", "end the VM")
+        return failure
+
+    def pass_descriptor(self, name: str, descriptor: int) -> Deferred[Any]:
+        """Give QEMU a copy of a descriptor, for `fd:NAME`; keep ours open until this has fired."""
+        if self._lost or self.transport is None:
+            return fail(HypervisorError("QEMU has ended"))
+        transport: Any = self.transport
+        transport.sendFileDescriptor(descriptor)
+        return self.execute("getfd", fdname=name)
 
     def lineReceived(self, line: bytes) -> None:
         message: dict[str, Any] = json.loads(line)

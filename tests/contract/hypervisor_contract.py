@@ -246,6 +246,7 @@ class HypervisorContract:
         if not hypervisor.capabilities.adopt:
             return
         assert await self._wait(hypervisor.adopt(spec)) is None
+        spec.directory.mkdir(mode=0o700, exist_ok=True)  # what is of no use was removed
         machine = await self._wait(hypervisor.create(spec))
         last = machine
         try:

@@ -14,10 +14,8 @@ import pytest
 import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
-from twisted.protocols.basic import LineOnlyReceiver
 from twisted.protocols.wire import Discard, Echo
 
 from host_agent.hypervisors.base import Hypervisor, Machine, MachineSpec, MachineState
@@ -25,10 +23,11 @@ from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.qemu import QemuHypervisor
 from tests.contract.hypervisor_contract import HypervisorContract, Told
 
+from .asker import Asker, AskerFactory
+
 pytestmark = pytest.mark.vm
 reactor: Any = _reactor  # it has every interface that these tests use, which no one type says
 BOOT_DEADLINE = 90.0  # seconds; an emulated machine boots in three on an idle host
-ANSWER_DEADLINE = 60.0
 
 
 class TestQemuHypervisor(HypervisorContract):
@@ -38,47 +37,6 @@ class TestQemuHypervisor(HypervisorContract):
     def image(self, request: pytest.FixtureRequest) -> Image:
         found: Image = request.getfixturevalue("standin_image")
         return found
-
-
-class Asker(LineOnlyReceiver):
-    """The host's end of the stand-in's conversation."""
-
-    delimiter = b"\n"
-    MAX_LENGTH = 1 << 20
-
-    def __init__(self, guests: DeferredQueue[Asker]) -> None:
-        self._guests = guests
-        self._lines: DeferredQueue[Any] = DeferredQueue()
-
-    def connectionMade(self) -> None:
-        self._guests.put(self)
-
-    def lineReceived(self, line: bytes) -> None:
-        self._lines.put(json.loads(line))
-
-    def next(self) -> Deferred[Any]:
-        return self._lines.get().addTimeout(ANSWER_DEADLINE, reactor)
-
-    def ask(self, line: str) -> Deferred[Any]:
-        self.say(line)
-        return self.next()
-
-    def say(self, line: str) -> None:
-        self.sendLine(line.encode())  # type: ignore[no-untyped-call]
-
-    def hang_up(self) -> None:
-        transport: Any = self.transport
-        transport.abortConnection()
-
-
-class AskerFactory(Factory):
-    noisy = False
-
-    def __init__(self) -> None:
-        self.guests: DeferredQueue[Asker] = DeferredQueue()
-
-    def buildProtocol(self, addr: object) -> Asker:
-        return Asker(self.guests)
 
 
 class Sink(Discard):

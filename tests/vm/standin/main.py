@@ -40,6 +40,11 @@ def hello() -> dict[str, Any]:
     return {"uid": os.getuid(), "groups": os.getgroups(), "config": config, "mode": mode, "home": os.getcwd()}
 
 
+def do_echoes(word: str) -> bool:
+    """It answers."""
+    return bool(word)
+
+
 def do_reach(kind: str, host: str, port: str) -> str:
     """What happens to a connection to somewhere: "open", or the error's name."""
     family = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM

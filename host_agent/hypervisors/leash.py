@@ -1,0 +1,239 @@
+"""The leash of one VM: parent of its QEMU, alive as long as QEMU is, whatever happens to the host agent.
+
+The host agent's connection is the leash. When it is lost, because the agent ended or was killed, the VM goes on for
+the grace time; an agent that connects in that time has it. When nobody comes, QEMU is killed and what it had on this
+host is removed, except for states that can be restored.
+
+A process of its own, run by path with `python -I -S` and the standard library alone: small, and nothing to wait for.
+Settings come as JSON through standard input; it answers by ending its first process once it can be connected to.
+
+    agent ──▶ leash   {"signal": 15}, {"done": true}
+    leash ──▶ agent   {"leash": pid, "process": pid}, {"ended": {"status", "signal", "errors", "cpu_seconds"}},
+                      {"busy": true} to a second agent
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+SOCKET = "leash.sock"
+STATES = "states.json"  # in the VM's directory while there is something to restore
+CONSOLE = "console.log"
+CONSOLE_BYTES = 64 * 1024
+ERROR_BYTES = 4000
+LONGEST_LINE = 4096
+
+
+class Leash:
+    """`settings`: argv, place (of the sockets, in the ledger), directory (of the VM), grace (seconds)."""
+
+    def __init__(self, settings: dict[str, Any], listening: socket.socket) -> None:
+        self._argv: list[str] = settings["argv"]
+        self._place: str = settings["place"]
+        self._directory: str = settings["directory"]
+        self._grace: float = settings["grace"]
+        self._listening = listening
+        self._agent: socket.socket | None = None
+        self._words = b""
+        self._done = False
+        self._ended: dict[str, Any] | None = None
+        self._errors = b""
+        self._console = Console(os.path.join(self._directory, CONSOLE))  # noqa: PTH118  (pathlib is 10 ms)
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        wake, woken = os.pipe()
+        os.set_blocking(woken, False)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # whoever means the VM tells the agent
+        self._pid = self._start()
+        self._selector.register(wake, selectors.EVENT_READ, self._woken)
+        self._selector.register(self._listening, selectors.EVENT_READ, self._connected)
+        alone_until = time.monotonic() + self._grace
+        while not (self._done and self._ended is not None):
+            wait = None if self._agent is not None else alone_until - time.monotonic()
+            if wait is not None and wait <= 0:
+                self._give_up()
+                return
+            had = self._agent
+            for key, _ in self._selector.select(wait):
+                key.data(key.fd)
+            if had is not None and self._agent is None:
+                alone_until = time.monotonic() + self._grace
+
+    def _start(self) -> int:
+        output, output_end = os.pipe()
+        errors, errors_end = os.pipe()
+        places = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output_end, 1),
+            (os.POSIX_SPAWN_DUP2, errors_end, 2),
+        ]
+        defaults = [signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+        try:
+            pid = os.posix_spawn(self._argv[0], self._argv, os.environ, file_actions=places, setsigdef=defaults)
+        except OSError as error:
+            self._how_it_ended(127, 0, f"{self._argv[0]}: {error.strerror}", 0.0)
+            pid = 0
+        os.close(output_end)
+        os.close(errors_end)
+        self._selector.register(output, selectors.EVENT_READ, self._output)
+        self._selector.register(errors, selectors.EVENT_READ, self._error)
+        return pid
+
+    # -- what happens
+
+    def _output(self, descriptor: int) -> None:
+        if data := os.read(descriptor, 65536):
+            self._console.write(data)
+        else:
+            self._selector.unregister(descriptor)
+
+    def _error(self, descriptor: int) -> None:
+        if data := os.read(descriptor, 65536):
+            self._errors = (self._errors + data)[-ERROR_BYTES:]
+        else:
+            self._selector.unregister(descriptor)
+
+    def _woken(self, descriptor: int) -> None:
+        os.read(descriptor, 4096)
+        self._look()
+
+    def _look(self, options: int = os.WNOHANG) -> None:
+        """Has QEMU ended?"""
+        if self._ended is not None:
+            return
+        pid, status, usage = os.wait4(self._pid, options)
+        if pid == 0:
+            return
+        for key in list(self._selector.get_map().values()):  # its last words
+            if key.data in (self._output, self._error):
+                os.set_blocking(key.fd, False)
+                try:
+                    key.data(key.fd)
+                except BlockingIOError:
+                    pass
+        code = os.waitstatus_to_exitcode(status)
+        words = self._errors.decode("utf-8", "replace")
+        self._how_it_ended(max(code, 0), max(-code, 0), words, usage.ru_utime + usage.ru_stime)
+
+    def _how_it_ended(self, status: int, number: int, errors: str, cpu: float) -> None:
+        self._ended = {"status": status, "signal": number, "errors": errors, "cpu_seconds": cpu}
+        self._tell({"ended": self._ended})
+
+    # -- the agent
+
+    def _connected(self, _: int) -> None:
+        try:
+            other, _address = self._listening.accept()
+        except OSError:
+            return  # it went away at once
+        other.settimeout(5)  # so that an agent that does not read cannot hold up the VM's parent for ever
+        if self._agent is not None:
+            _send(other, {"busy": True})
+            other.close()
+            return
+        self._agent, self._words = other, b""
+        self._selector.register(other, selectors.EVENT_READ, self._heard)
+        self._tell({"leash": os.getpid(), "process": self._pid})
+        if self._ended is not None:
+            self._tell({"ended": self._ended})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        if self._agent is not None and not _send(self._agent, message):
+            self._lost()
+
+    def _lost(self) -> None:
+        if self._agent is not None:
+            self._selector.unregister(self._agent)
+            self._agent.close()
+            self._agent = None
+
+    def _heard(self, _: int) -> None:
+        assert self._agent is not None
+        try:
+            data = self._agent.recv(4096)
+        except OSError:
+            data = b""
+        if not data or len(self._words) > LONGEST_LINE:
+            self._lost()
+            return
+        *lines, self._words = (self._words + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "signal" in message and self._ended is None:
+                os.kill(self._pid, message["signal"])
+            self._done = self._done or "done" in message
+
+    # -- nobody came
+
+    def _give_up(self) -> None:
+        if self._ended is None:
+            os.kill(self._pid, signal.SIGKILL)
+            self._look(options=0)
+        if not os.path.exists(os.path.join(self._directory, STATES)):  # noqa: PTH110, PTH118
+            shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self._place, ignore_errors=True)
+
+
+class Console:
+    """The guest's console in a file of bounded size, however much the guest writes."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: PTH123, SIM115
+        self._tail = b""
+
+    def write(self, data: bytes) -> None:
+        self._tail = (self._tail + data)[-CONSOLE_BYTES:]
+        try:
+            self._file.write(data)
+            if self._file.tell() > 2 * CONSOLE_BYTES:
+                new = open(f"{self._path}.new", "wb", buffering=0)  # noqa: PTH123, SIM115
+                new.write(self._tail)
+                os.replace(f"{self._path}.new", self._path)  # noqa: PTH105
+                self._file.close()
+                self._file = new
+        except OSError:
+            pass  # the disk is full, or the directory was removed: the VM is not to suffer from it
+
+
+def _send(to: socket.socket, message: dict[str, Any]) -> bool:
+    try:
+        to.sendall(json.dumps(message).encode() + b"\n")
+        return True
+    except OSError:
+        return False
+
+
+def main() -> None:
+    settings = json.loads(sys.stdin.buffer.read())
+    os.umask(0o077)
+    path = os.path.join(settings["place"], SOCKET)  # noqa: PTH118
+    if os.path.exists(path):  # noqa: PTH110
+        os.unlink(path)  # noqa: PTH108
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(path)
+    listening.listen(4)
+    if os.fork():
+        os._exit(0)  # whoever started us may connect now
+    os.setsid()
+    os.chdir(settings["directory"])
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    Leash(settings, listening).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""QEMU's command line. It is the same for a VM that boots and for one that is restored, or QEMU would refuse it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from .base import HypervisorError, MachineSpec
+
+QEMU = f"qemu-system-{platform.machine()}"
+QEMU_IMG = "qemu-img"
+REMEDY = "apt install qemu-system-x86 qemu-utils zstd"
+GATEWAY = "10.0.2.100"  # not the network's own gateway, 10.0.2.2, which would be the host's loopback
+HOST_LINE = "org.vmwrapper.host"  # the serial port through which the guest hears of pauses and restores
+
+# What a guest here never uses costs half a second of an emulated boot.
+MACHINE = "q35,i8042=off,hpet=off,smbus=off,sata=off"
+TCG = ("-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max")
+KVM = ("-accel", "kvm", "-cpu", "host")
+
+
+def command_line(
+    spec: MachineSpec, accelerator: tuple[str, ...], disk: Path, place: Path, forwards: str, config: Path | None
+) -> list[str]:
+    """Everything but how it starts. `place` has the sockets; a restored guest has its `config` in its memory."""
+    image = spec.image
+    argv = [*_gentle(), program(QEMU), "-name", _value(spec.name), *accelerator]
+    argv += ["-M", MACHINE, "-smp", str(spec.cpus), "-m", str(spec.memory_mb)]
+    argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    # elevateprivileges=deny or =children would forbid the setsid() with which QEMU starts the helper of a port.
+    argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"]
+    argv += ["-chardev", f"socket,id=monitor,path={_value(place / 'qmp.sock')},server=off,reconnect=1"]
+    argv += ["-mon", "chardev=monitor,mode=control"]
+    argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+    if image.kernel is not None:
+        argv += ["-kernel", str(image.kernel), "-append", image.cmdline]
+        argv += ["-initrd", str(image.initrd)] if image.initrd is not None else []
+    argv += ["-drive", f"if=none,id=disk,format=qcow2,discard=unmap,cache=writeback,file={_value(disk)}"]
+    argv += ["-device", "virtio-blk-pci,drive=disk"]
+    argv += ["-netdev", ",".join(["user,id=net,restrict=on,ipv6=off", *([forwards] if forwards else [])])]
+    argv += ["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]
+    argv += ["-chardev", f"socket,id=host,path={_value(place / 'host.sock')},server=off,reconnect=1"]
+    argv += ["-device", "virtio-serial-pci,max_ports=2", "-device", f"virtserialport,chardev=host,name={HOST_LINE}"]
+    argv += ["-device", "vmgenid,guid=auto"]  # so that the guest's kernel seeds its random numbers anew
+    if config is not None:
+        argv += ["-fw_cfg", f"name=opt/vmwrapper/config,file={_value(config)}"]
+    return argv
+
+
+def program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise HypervisorError(f"this host has no {name}", REMEDY)
+    return path
+
+
+def _value(text: object) -> str:
+    """A value inside one of QEMU's comma-separated options."""
+    return str(text).replace(",", ",,")
+
+
+def _gentle() -> list[str]:
+    """What to start QEMU with, where there is such a thing: the end together with its leash, lowest priorities."""
+    if sys.platform != "linux":
+        return []
+    words = []
+    if setpriv := shutil.which("setpriv"):
+        words += [setpriv, "--pdeathsig", "KILL", "--"]
+    if ionice := shutil.which("ionice"):
+        words += [ionice, "-t", "-c", "3"]
+    if nice := shutil.which("nice"):
+        words += [nice, "-n", "19"]
+    return words

@@ -1,0 +1,198 @@
+"""A QEMU process that outlives the host agent: started by a leash (`leash.py`), steered through its socket."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IProcessTransport
+from twisted.internet.protocol import ProcessProtocol, connectionDone
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.python.failure import Failure
+
+from .base import HypervisorError
+from .leash import SOCKET
+
+PROGRAM = Path(__file__).with_name("leash.py")
+DEADLINE = 30.0  # seconds for the leash to start, and to answer
+
+
+@attrs.frozen
+class HowItEnded:
+    """`signal` or `status`, QEMU's last words, and the CPU time that it used in all, in seconds."""
+
+    status: int
+    signal: int
+    errors: str
+    cpu_seconds: float | None
+
+    def __str__(self) -> str:
+        lines = self.errors.strip().splitlines()
+        how = f"QEMU was killed by signal {self.signal}" if self.signal else f"QEMU ended with status {self.status}"
+        return f"{how}: {lines[-1]}" if lines else how
+
+
+class QemuProcess:
+    """One QEMU. `on_end` is called once, when it has ended, unless it was let go before."""
+
+    def __init__(self, reactor: Any, place: Path, on_end: Callable[[HowItEnded], None]) -> None:
+        self._reactor = reactor
+        self._place = place
+        self._on_end: Callable[[HowItEnded], None] | None = on_end
+        self._line: _Line | None = None
+        self.pid: int | None = None
+        self.leash_pid: int | None = None
+
+    def start(self, argv: list[str], directory: Path, grace: float) -> Deferred[None]:
+        """Fires when QEMU was started (not when it has come far)."""
+        settings = {"argv": argv, "place": str(self._place), "directory": str(directory), "grace": grace}
+        return Deferred.fromCoroutine(self._start(settings))
+
+    async def _start(self, settings: dict[str, Any]) -> None:
+        starter = _Starter(json.dumps(settings).encode("utf-8"))
+        command = [sys.executable, "-I", "-S", str(PROGRAM)]
+        self._reactor.spawnProcess(starter, command[0], command, env=None)
+        try:
+            await starter.started.addTimeout(DEADLINE, self._reactor)
+        except defer.TimeoutError:
+            starter.kill()
+            raise HypervisorError(f"the leash of a VM did not start within {DEADLINE:.0f} s") from None
+        if not await self.reattach():
+            raise HypervisorError("the leash of a VM ended at once", "look for its reason in the system's log")
+
+    def reattach(self) -> Deferred[bool]:
+        """Connect to the leash; False when there is none. When QEMU has ended already `on_end` is called."""
+        return Deferred.fromCoroutine(self._reattach())
+
+    async def _reattach(self) -> bool:
+        line = _Line(self._heard, self._lost)
+        endpoint = UNIXClientEndpoint(self._reactor, str(self._place / SOCKET), timeout=DEADLINE)
+        try:
+            await connectProtocol(endpoint, line)
+        except ConnectError:
+            return False
+        try:
+            hello = await line.hello.addTimeout(DEADLINE, self._reactor)
+        except defer.TimeoutError:
+            line.close()
+            raise HypervisorError(f"the leash of a VM does not answer within {DEADLINE:.0f} s") from None
+        if "busy" in hello:
+            raise HypervisorError("another host agent has this VM", "end that agent first")
+        if not hello:
+            return False
+        self._line = line
+        self.pid, self.leash_pid = hello["process"] or None, hello["leash"]
+        line.listen()
+        return True
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if "ended" in message:
+            self._end(HowItEnded(**message["ended"]))
+            if self._line is not None:
+                self._line.say(done=True)
+
+    def _lost(self) -> None:
+        self._line = None
+        if self.pid is not None:
+            # It is QEMU's parent, and QEMU is killed with it.
+            self._end(HowItEnded(0, int(signal.SIGKILL), "its leash was killed", None))
+
+    def _end(self, how: HowItEnded) -> None:
+        self.pid = None
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(how)
+
+    def signal(self, number: signal.Signals) -> None:
+        if self._line is not None and self.pid is not None:
+            self._line.say(signal=int(number))
+
+    def let_go(self) -> None:
+        """Leave QEMU to the leash, and to the next agent."""
+        self._on_end = None
+        if self._line is not None:
+            self._line.close()
+
+
+class _Starter(ProcessProtocol):
+    """The leash's first process, which ends when the leash can be connected to."""
+
+    transport: IProcessTransport
+
+    def __init__(self, settings: bytes) -> None:
+        self._settings = settings
+        self._errors = b""
+        self.started: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        self.transport.writeToChild(0, self._settings)
+        self.transport.closeStdin()
+
+    def errReceived(self, data: bytes) -> None:
+        self._errors = (self._errors + data)[-2000:]
+
+    def kill(self) -> None:
+        try:
+            self.transport.signalProcess("KILL")
+        except Exception:
+            pass  # it has ended just now
+
+    def processExited(self, reason: Failure) -> None:
+        if self.started.called:
+            return
+        if getattr(reason.value, "exitCode", None) == 0:
+            self.started.callback(None)
+        else:
+            words = self._errors.decode("utf-8", "replace").strip().splitlines()[-1:] or [reason.getErrorMessage()]
+            self.started.errback(HypervisorError(f"the leash of a VM did not start: {words[0]}"))
+
+
+class _Line(LineOnlyReceiver):
+    """The connection to a leash. What comes after its first line waits until `listen`."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = 64 * 1024
+
+    def __init__(self, heard: Callable[[dict[str, Any]], None], lost: Callable[[], None]) -> None:
+        self._to, self._lost = heard, lost
+        self._early: list[dict[str, Any]] | None = []
+        self._closed = False
+        self.hello: Deferred[dict[str, Any]] = Deferred()
+
+    def lineReceived(self, line: bytes) -> None:
+        message: dict[str, Any] = json.loads(line)
+        if not self.hello.called:
+            self.hello.callback(message)
+        elif self._early is not None:
+            self._early.append(message)
+        else:
+            self._to(message)
+
+    def listen(self) -> None:
+        early, self._early = self._early, None
+        for message in early or []:
+            self._to(message)
+
+    def say(self, **message: Any) -> None:
+        if self.transport is not None:
+            self.transport.write(json.dumps(message).encode("ascii") + b"\n")
+
+    def close(self) -> None:
+        self._closed = True
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self.hello.called:
+            self.hello.callback({})
+        elif not self._closed:
+            self._lost()
