@@ -8,6 +8,8 @@ BUILD := build
 # What runs VMs, and what builds their images; the BOINC client and its library, which only tests use.
 PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap e2fsprogs lz4 cpio uidmap \
     zstd boinc-client libboinc-app7
+# The external brokers that the tests run, and what makes their certificates.
+PACKAGES += openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 

@@ -51,11 +51,11 @@ class StompConnection(stomp.listener.ConnectionListener):  # type: ignore[misc]
         self._receive = receive
         self._on_lost = on_lost
         self._answered = threading.Event()
-        self._in_order = False
+        self._in_order = self._closed = False
         self.lost = threading.Event()
         self.reason = ""
-        self._transport = _Transport(address)
-        self._stomp = _Stomp(self._transport)
+        self._stomp = Stomp(address)
+        self._transport = self._stomp.transport
         self._stomp.set_listener("link", self)
 
     def open(self, stopping: threading.Event) -> str:
@@ -101,13 +101,15 @@ class StompConnection(stomp.listener.ConnectionListener):  # type: ignore[misc]
 
     def close(self) -> None:
         """Disconnect: by receipt when the connection is in order, which says that all was taken."""
+        if self._closed:
+            return
+        self._closed = True
         self._stomp.remove_listener("link")
         if self._in_order and not self.lost.is_set():
             done = threading.Event()
             self._stomp.set_listener("farewell", _Farewell(done))
             try:
-                # The protocol's own DISCONNECT: the connection's would wait for its threads without a bound.
-                stomp.protocol.Protocol12.disconnect(self._stomp, "farewell")
+                self._stomp.disconnect("farewell")
                 done.wait(FAREWELL_SECONDS)
             except Exception:
                 pass  # it is closed below, in order or not
@@ -147,16 +149,22 @@ class StompConnection(stomp.listener.ConnectionListener):  # type: ignore[misc]
             self.fail("closed the connection instead of answering CONNECT; is this its STOMP port, and without TLS?")
 
 
-class _Stomp(stomp.connect.BaseConnection, stomp.protocol.Protocol12):  # type: ignore[misc]
+class Stomp(stomp.connect.BaseConnection, stomp.protocol.Protocol12):  # type: ignore[misc]
     """stomp.py's connection class with a transport of our own."""
 
-    def __init__(self, transport: _Transport) -> None:
+    def __init__(self, address: BrokerAddress, heartbeats: tuple[int, int] = (HEARTBEAT_MS, HEARTBEAT_MS)) -> None:
+        """`heartbeats` in milliseconds, ours and the broker's."""
+        transport = _Transport(address)
         stomp.connect.BaseConnection.__init__(self, transport)
-        stomp.protocol.Protocol12.__init__(self, transport, (HEARTBEAT_MS, HEARTBEAT_MS), True)
+        stomp.protocol.Protocol12.__init__(self, transport, heartbeats, True)
 
     def connect(self, *args: Any, **kwargs: Any) -> None:
         self.transport.start()
         stomp.protocol.Protocol12.connect(self, *args, **kwargs)
+
+    def disconnect(self, receipt: str | None = None, **kwargs: Any) -> None:
+        # Only sends DISCONNECT. stomp.py's own connections then wait for their threads, without a bound.
+        stomp.protocol.Protocol12.disconnect(self, receipt, **kwargs)
 
 
 class _Transport(stomp.transport.Transport):  # type: ignore[misc]

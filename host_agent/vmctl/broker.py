@@ -1,4 +1,4 @@
-"""`vmctl broker`: the embedded broker by itself, in the foreground."""
+"""`vmctl broker`: the embedded broker by itself, in the foreground; and the way to external ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, VMwrapperError
+
+from . import broker_setup
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort
@@ -29,9 +31,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the `broker` command."""
     parser = subparsers.add_parser(
         "broker",
-        help="run the embedded message broker in the foreground",
-        description="Run the embedded STOMP broker until Ctrl-C or SIGTERM. Nothing is kept on disk.",
+        help="set up and check an external message broker, or run the embedded one",
+        description="Without a command: run the embedded STOMP broker until Ctrl-C or SIGTERM. Nothing is kept on "
+        "disk. The commands are for external brokers.",
     )
+    broker_setup.add_parsers(parser.add_subparsers(metavar="COMMAND"))
     parser.add_argument(
         "--listen", default="127.0.0.1:61613", metavar="HOST:PORT", help="port 0 takes a free one (%(default)s)"
     )
@@ -49,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     try:
-        host, port = _address(args.listen)
+        host, port = broker_setup.listen_address(args.listen)
         if not _is_loopback(host) and args.login is None:
             raise ConfigError(
                 f"{host} can be reached from other machines, so the broker needs a login.",
@@ -119,14 +123,6 @@ def _serve(host: str, port: int, login: str, passcode: str, limits: BrokerLimits
             f"The broker cannot listen on {host}:{port}: {failures[0]}", "Choose another --listen HOST:PORT."
         )
     return 0
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    host = host.strip("[]")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
-        raise ConfigError(f"{text!r} is not HOST:PORT.", "For example --listen 127.0.0.1:61613")
-    return host, int(port)
 
 
 def _is_loopback(host: str) -> bool:

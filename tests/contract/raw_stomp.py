@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -22,10 +23,14 @@ class RawFrame:
 class RawStomp:
     """One connection; every call ends by its deadline, with TimeoutError or ConnectionError if need be."""
 
-    def __init__(self, host: str, port: int, *, seconds: float = 10.0) -> None:
+    def __init__(self, host: str, port: int, *, seconds: float = 10.0, ca: str = "") -> None:
+        """With `ca`, the PEM of an authority, the connection is by TLS."""
         self._seconds = seconds
         self._socket = socket.create_connection((host, port), timeout=seconds)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if ca:
+            context = ssl.create_default_context(cadata=ca)
+            self._socket = context.wrap_socket(self._socket, server_hostname=host)
         self._buffer = b""
         self._kept: list[RawFrame] = []
 
@@ -100,7 +105,7 @@ class RawStomp:
                 self._receive_some(deadline)
         except TimeoutError:
             return False
-        except ConnectionError:
+        except OSError:  # reset, or by TLS
             return True
 
     def _receive_some(self, deadline: float) -> bytes:

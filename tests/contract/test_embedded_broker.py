@@ -11,24 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.broker_contract import BrokerAddress, BrokerContract, logged_in
+from tests.contract.broker_contract import BrokerContract, BrokerUnderTest, logged_in
 from tests.contract.broker_process import PROGRAM, running_broker
 
 BODY_BYTES = 2 * 2**20
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerAddress]:
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerUnderTest]:
     folder = tmp_path_factory.mktemp("broker")
     with running_broker(folder, "--max-body-bytes", str(BODY_BYTES)) as running:
-        yield BrokerAddress(running.host, running.port, running.login, running.passcode, BODY_BYTES)
+        yield BrokerUnderTest(running.host, running.port, running.login, running.passcode, BODY_BYTES)
 
 
 class TestEmbeddedBroker(BrokerContract):
     """Every test of the contract."""
 
     @pytest.fixture
-    def broker(self, embedded: BrokerAddress) -> BrokerAddress:
+    def broker(self, embedded: BrokerUnderTest) -> BrokerUnderTest:
         return embedded
 
 
@@ -47,7 +47,7 @@ def test_without_a_login_the_passcode_is_in_a_private_file_while_it_runs() -> No
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         passcode = path.read_text().strip()
         assert passcode not in line
-        logged_in(BrokerAddress("127.0.0.1", int(found[1]), found[2], passcode, BODY_BYTES)).close()
+        logged_in(BrokerUnderTest("127.0.0.1", int(found[1]), found[2], passcode, BODY_BYTES)).close()
         process.terminate()
         assert process.wait(10) == 0
         assert not path.exists()

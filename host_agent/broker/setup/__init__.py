@@ -1,0 +1,1 @@
+"""Ready configurations of external brokers, as `vmctl broker init` writes them."""

@@ -1,0 +1,183 @@
+"""A configuration for RabbitMQ 3.10 with its STOMP plugin, as Debian packages it.
+
+RabbitMQ's rights are about exchanges and queues, not about STOMP destinations. `/queue/NAME` publishes through the
+default exchange, and who may use that may write to every queue. So each of our destinations is an exchange with a
+queue bound to it, of the same name and made beforehand; nobody may configure anything; and the agents send to
+`/exchange/NAME` and read `/amq/queue/NAME` (`common/broker_link.py`, `Dialect`).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+from typing import Any
+
+from common.files import write_private
+
+from .plan import HostLogins, Login, Plan
+from .write import executable, write_readme
+
+PACKAGES = "rabbitmq-server"
+
+_ENVIRONMENT = """\
+here=$(cd "$(dirname "$0")" && pwd)
+umask 077
+export HOME="$here" RABBITMQ_NODENAME="${RABBITMQ_NODENAME:-vmwrapper@localhost}"
+export RABBITMQ_MNESIA_BASE="$here/data" RABBITMQ_LOG_BASE="$here/log" RABBITMQ_CONF_ENV_FILE=/dev/null
+export RABBITMQ_CONFIG_FILE="$here/rabbitmq" RABBITMQ_ENABLED_PLUGINS_FILE="$here/enabled_plugins"
+export RABBITMQ_DIST_PORT="${RABBITMQ_DIST_PORT:-25672}" ERL_EPMD_ADDRESS=127.0.0.1
+export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none"
+bin="${RABBITMQ_BIN:-/usr/lib/rabbitmq/bin}"
+cd "$here"
+"""
+_RUN = f"""\
+#!/bin/sh
+# Runs the broker in the foreground until it gets SIGTERM or Ctrl-C.
+set -eu
+{_ENVIRONMENT}exec "$bin/rabbitmq-server"
+"""
+_CTL = f"""\
+#!/bin/sh
+# rabbitmqctl for this broker, while it runs.
+set -eu
+{_ENVIRONMENT}exec "$bin/rabbitmqctl" "$@"
+"""
+_STATISTICS = """\
+Statistics: `./ctl -q list_queues name messages message_bytes consumers --formatter=json`, and
+`./ctl -q list_connections user state recv_oct send_oct --formatter=json`.
+"""
+
+
+def write(plan: Plan) -> None:
+    """Everything in the plan's directory that RabbitMQ needs."""
+    folder = plan.directory
+    for path in (folder / "data", folder / "log"):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "rabbitmq.conf").write_text(configuration(plan))
+    (folder / "enabled_plugins").write_text("[rabbitmq_stomp].\n")
+    write_private(folder / "definitions.json", json.dumps(definitions(plan), indent=1).encode())
+    executable(folder / "run", _RUN)
+    executable(folder / "ctl", _CTL)
+    write_readme(plan, "RabbitMQ", PACKAGES, _STATISTICS)
+
+
+def configuration(plan: Plan) -> str:
+    """rabbitmq.conf."""
+    address = f"[{plan.address}]" if ":" in plan.address else plan.address
+    listener = "ssl" if plan.tls else "tcp"
+    lines = [
+        "# Only STOMP: no AMQP, no default user.",
+        "listeners.tcp = none",
+        f"stomp.listeners.{listener}.1 = {address}:{plan.port}",
+        f"stomp.listeners.{'tcp' if plan.tls else 'ssl'} = none",
+        f"load_definitions = {plan.directory}/definitions.json",
+        f"max_message_size = {plan.limits.frame_bytes}",
+        "channel_max = 16",
+        "stomp.tcp_listen_options.backlog = 256",
+        "stomp.tcp_listen_options.nodelay = true",
+        "vm_memory_high_watermark.absolute = 512MB",
+        "disk_free_limit.absolute = 50MB",
+        "log.console = true",
+        "log.console.level = warning",
+        "log.file = false",
+    ]
+    if plan.tls:
+        lines += [
+            f"ssl_options.cacertfile = {plan.ca}",
+            f"ssl_options.certfile = {plan.server_certificate}",
+            f"ssl_options.keyfile = {plan.server_key}",
+            "ssl_options.verify = verify_none",
+            "ssl_options.versions.1 = tlsv1.3",
+            "ssl_options.versions.2 = tlsv1.2",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def definitions(plan: Plan) -> dict[str, Any]:
+    """Users, rights, exchanges, queues and policies, as RabbitMQ imports them when it starts."""
+    limits = plan.limits
+    hosts = [host.host.name for host in plan.hosts]
+    guests = [guest.name for host in plan.hosts for guest in host.guests]
+    presence = "vmwrapper.presence"
+    own = [f"vmwrapper.host.{name}" for name in hosts] + [f"vmwrapper.guest.{name}" for name in guests]
+    readers = [f"{presence}.{name}" for name in (*hosts, plan.monitor.name)]
+    users = [plan.monitor, *(login for host in plan.hosts for login in (host.host, *host.guests))]
+    return {
+        "rabbit_version": "3.10.8",
+        "vhosts": [{"name": "/"}],
+        "users": [_user(login) for login in users],
+        "permissions": [
+            *(right for host in plan.hosts for right in _rights(host)),
+            _right(plan.monitor.name, write=[], read=[f"{presence}.{plan.monitor.name}"]),
+        ],
+        "topic_permissions": [],
+        "parameters": [],
+        "policies": [
+            {
+                "vhost": "/",
+                "name": "vmwrapper",
+                "pattern": r"^vmwrapper\\.".replace(r"\\", "\\"),
+                "apply-to": "queues",
+                "priority": 1,
+                # A full queue drops its oldest message: the agents send again what still matters, and whoever
+                # sends to a dead guest is not held up.
+                "definition": {
+                    "message-ttl": limits.message_seconds * 1000,
+                    "max-length-bytes": limits.queue_bytes,
+                    "overflow": "drop-head",
+                },
+            }
+        ],
+        "queues": [
+            {"vhost": "/", "name": name, "durable": True, "auto_delete": False, "arguments": {}}
+            for name in (*own, *readers)
+        ],
+        "exchanges": [
+            {"vhost": "/", "name": name, "type": "fanout", "durable": True, "auto_delete": False, "internal": False,
+             "arguments": {}}
+            for name in (*own, presence)
+        ],
+        "bindings": [_binding(name, name) for name in own] + [_binding(presence, name) for name in readers],
+    }  # fmt: skip
+
+
+def _rights(host: HostLogins) -> list[dict[str, str]]:
+    name = host.host.name
+    queues = [f"vmwrapper.guest.{guest.name}" for guest in host.guests]
+    # The host reads its guests' queues, too: it empties one before another guest gets the login.
+    rights = [_right(name, write=queues, read=[f"vmwrapper.host.{name}", f"vmwrapper.presence.{name}", *queues])]
+    for guest in host.guests:
+        own = f"vmwrapper.guest.{guest.name}"
+        rights.append(_right(guest.name, write=[f"vmwrapper.host.{name}", "vmwrapper.presence"], read=[own]))
+    return rights
+
+
+def _right(login: str, *, write: list[str], read: list[str]) -> dict[str, str]:
+    return {"user": login, "vhost": "/", "configure": "^$", "write": _pattern(write), "read": _pattern(read)}
+
+
+def _pattern(names: list[str]) -> str:
+    return f"^({'|'.join(re.escape(name) for name in names)})$" if names else "^$"
+
+
+def _binding(exchange: str, queue: str) -> dict[str, Any]:
+    return {
+        "source": exchange, "vhost": "/", "destination": queue, "destination_type": "queue", "routing_key": "",
+        "arguments": {},
+    }  # fmt: skip
+
+
+def _user(login: Login) -> dict[str, Any]:
+    # RabbitMQ's own form of a salted hash, so that the file does not hold the passcodes.
+    salt = secrets.token_bytes(4)
+    digest = hashlib.sha256(salt + login.passcode.encode()).digest()
+    return {
+        "name": login.name,
+        "password_hash": base64.b64encode(salt + digest).decode(),
+        "hashing_algorithm": "rabbit_password_hashing_sha256",
+        "tags": "",
+        "limits": {"max-connections": 16, "max-channels": 16},
+    }
