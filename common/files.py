@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from .errors import ConfigError
@@ -33,6 +31,8 @@ def runtime_dir() -> Path:
     elif os.environ.get("XDG_RUNTIME_DIR"):
         path = Path(os.environ["XDG_RUNTIME_DIR"]) / "vmwrapper"
     else:
+        import tempfile  # it and hashlib cost 4 MB, which a job on the host alone does not need
+
         user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
         path = Path(tempfile.gettempdir()) / f"vmwrapper-{user}"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -57,6 +57,8 @@ def keeper_socket(home: Path) -> Path:
     path = home / GUEST_STATE / KEEPER_SOCKET
     if len(os.fsencode(path)) <= LONGEST_SOCKET:
         return path
+    import hashlib
+
     return runtime_dir() / f"keeper-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}.sock"
 
 
