@@ -81,8 +81,23 @@ class RunningBroker:
             tls=tls,
             limits=limits,
         )
-        {"activemq": _tester_of_activemq, "rabbitmq": _tester_of_rabbitmq}[kind](plan)
+        _TESTERS[kind](plan)
         return cls(plan, epmd_port=free_port(), dist_port=free_port())
+
+    def twin(self, folder: Path) -> RunningBroker:
+        """Another broker of the same kind that knows the same logins, for fail-over lists; it does not run yet."""
+        plan = self.plan
+        twin = set_up(
+            plan.kind,
+            folder / f"{plan.directory.name}-twin",
+            plan.hosts,
+            port=free_port(),
+            names=plan.names,
+            tls=plan.tls,
+            limits=plan.limits,
+        )
+        _TESTERS[plan.kind](twin)
+        return RunningBroker(twin, epmd_port=free_port(), dist_port=free_port())
 
     @property
     def port(self) -> int:
@@ -283,3 +298,6 @@ def _tester_of_rabbitmq(plan: Plan) -> None:
     everything = {"user": TESTER, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
     value["permissions"].append(everything)
     file.write_text(json.dumps(value), "utf-8")
+
+
+_TESTERS = {"activemq": _tester_of_activemq, "rabbitmq": _tester_of_rabbitmq}

@@ -13,9 +13,12 @@ from common import messages
 from common.broker_link import BrokerAddress, BrokerLink, Credentials, Dialect
 
 from .embedded import EmbeddedBroker
+from .limits import BrokerLimits
 from .principals import Principal
 
 LOOPBACK = "127.0.0.1"
+# One connection carries what goes to all guests: a dead one's queue must never hold it up. The agents send again.
+LIMITS = BrokerLimits(message_seconds=60.0, mailbox_prefix="/queue/vmwrapper.guest.")
 
 
 class BrokerAccess(Protocol):
@@ -58,7 +61,7 @@ class OwnBroker:
         self.host = host
         self.credentials = Credentials(self.host, secrets.token_urlsafe(32))
         self._guests: dict[str, Credentials] = {}
-        self._broker = EmbeddedBroker(reactor, authenticate=self.authenticate)
+        self._broker = EmbeddedBroker(reactor, authenticate=self.authenticate, limits=LIMITS)
 
     def open(self) -> Deferred[Sequence[BrokerAddress]]:
         def listening(port: IListeningPort) -> Sequence[BrokerAddress]:

@@ -80,6 +80,12 @@ class Client:
         return True
 
     @property
+    def heard(self) -> list[bytes]:
+        """Everything so far."""
+        with self._arrived:
+            return list(self._bodies)
+
+    @property
     def reason(self) -> str:
         return self._connection.reason
 

@@ -72,6 +72,7 @@ class BrokerConnection(Protocol):
         self._heart_beats: HeartBeats | None = None
         self._reading = True
         self._in_turns = False
+        self._frame_began = 0.0  # when the unfinished frame at the end of what was read began; 0 for none
         self._unread_answers = 0
         self._held: tuple[MessageQueue, Message, Frame] | None = None
 
@@ -136,6 +137,7 @@ class BrokerConnection(Protocol):
         parser = self._parser
         limits = self._limits
         spent = 0
+        handled = False
         end = perf_counter() + limits.turn_seconds
         for _ in range(limits.frames_per_turn):
             if self._state in _ENDED:
@@ -152,10 +154,15 @@ class BrokerConnection(Protocol):
                 continue
             if frame is None:
                 # What is left is the beginning of a frame, so only reading can help.
+                if not parser.in_frame:
+                    self._frame_began = 0.0
+                elif handled or not self._frame_began:
+                    self._frame_began = self._broker.reactor.seconds()
                 self._in_turns = False
                 self._set_reading(True)
                 return False
             self._handle(frame)
+            handled = True
             spent += len(frame.body)
             if spent > limits.bytes_per_turn or perf_counter() > end:
                 break
@@ -164,6 +171,11 @@ class BrokerConnection(Protocol):
             self._in_turns = True
             self._broker.wants_turn(self)
         return True
+
+    def look_at_unfinished_frame(self, now: float) -> None:
+        """End the connection when a frame takes too long: it may come byte by byte and never end."""
+        if self._frame_began and self._reading and now - self._frame_began > self._limits.frame_seconds:
+            self._fail(f"A frame has not come whole within {self._limits.frame_seconds:g} seconds.")
 
     @property
     def held_queue(self) -> MessageQueue | None:
@@ -294,6 +306,8 @@ class BrokerConnection(Protocol):
         if reading != self._reading and self.transport is not None and self._state not in _ENDED:
             self._reading = reading
             if reading:
+                if self._frame_began:
+                    self._frame_began = self._broker.reactor.seconds()
                 if self._heart_beats is not None:
                     self._heart_beats.received_at = self._broker.reactor.seconds()
                 self.transport.resumeProducing()

@@ -65,12 +65,15 @@ class Destinations:
     def message(self, frame: Frame) -> Message:
         """The message that a SEND frame holds; raises Refusal when its `expires` is not usable."""
         headers = frame.headers
-        expires = 0.0
+        longest = self._limits.message_seconds
+        expires = self._clock() + longest if longest else 0.0
         if "expires" in headers:
             try:
-                expires = int(headers["expires"]) / 1000
+                asked = int(headers["expires"]) / 1000
             except (ValueError, OverflowError):
                 raise Refusal("The header expires is not a number of milliseconds since 1970.") from None
+            if asked:
+                expires = min(asked, expires) if expires else asked
         if frame.plain:
             lines = "".join([f"{name}:{value}\n" for name, value in headers.items() if name not in _OWN_HEADERS])
         else:
@@ -195,6 +198,8 @@ class Destinations:
         limits = self._limits
         if name == limits.dead_letter_queue:
             return self._new_queue(name, limits.dead_letter_messages, limits.dead_letter_bytes, True)
+        if limits.mailbox_prefix and name.startswith(limits.mailbox_prefix):
+            return self._new_queue(name, limits.mailbox_messages, limits.mailbox_bytes, True)
         return self._new_queue(name, limits.queue_messages, limits.queue_bytes, False)
 
     def _new_queue(

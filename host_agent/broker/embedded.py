@@ -75,7 +75,7 @@ class EmbeddedBroker:
         self._retry_planned = False
         self._ports: list[IListeningPort] = []
         self._stopped: Deferred[None] | None = None
-        self._expiry = LoopingCall(self.destinations.expire)
+        self._expiry = LoopingCall(self._look_at_time)
         self._expiry.clock = reactor
 
     @property
@@ -182,6 +182,12 @@ class EmbeddedBroker:
             self.reactor.callLater(0, self._retry_held_back)
 
     # Helpers
+
+    def _look_at_time(self) -> None:
+        self.destinations.expire()
+        now = self.reactor.seconds()
+        for connection in list(self._connections):
+            connection.look_at_unfinished_frame(now)
 
     def _take_turns(self) -> None:
         """One turn for each connection that wants one; the reactor serves everybody else in between."""

@@ -32,6 +32,15 @@ class BrokerLimits:
 
     queue_messages: int = 10_000
     queue_bytes: int = 64 * MIB
+    message_seconds: float = 0.0
+    """How long a message may wait, 0 for as long as it takes; its own `expires` can only shorten that."""
+
+    mailbox_prefix: str = ""
+    """Queues that begin so drop their oldest message when they are full, and nobody who sends to them ever waits:
+    for readers that may be dead, and senders that send again. "" for none."""
+
+    mailbox_messages: int = 10_000
+    mailbox_bytes: int = 8 * MIB
     topic_backlog_messages: int = 1_000
     topic_backlog_bytes: int = 8 * MIB
     dead_letter_queue: str = "/queue/dead-letter"
@@ -43,6 +52,9 @@ class BrokerLimits:
     prefetch: int = 100
     prefetch_most: int = 1_000
     login_seconds: float = 10.0
+    frame_seconds: float = 30.0
+    """How long a frame may take from its first byte to its last, while the broker reads."""
+
     full_queue_seconds: float = 10.0
     """How long a sender is held back by a full queue before its connection ends with an ERROR frame."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.brokers import TESTER, TESTER_PASSCODE, RunningBroker
+from tests.conftest import BODY_BYTES
 from tests.contract.broker_contract import BrokerContract, BrokerUnderTest
-from tests.contract.conftest import BODY_BYTES
 
 DIFFERENCES: dict[str, dict[str, bool]] = {
     "activemq": {},

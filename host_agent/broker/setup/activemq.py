@@ -108,6 +108,14 @@ def configuration(plan: Plan, keystore_passcode: str) -> str:
                                       expiration="{limits.message_seconds * 1000}"/>
           </deadLetterStrategy>
         </policyEntry>
+        <!-- Only its host writes to a guest's queue, through the connection that serves all its guests: a dead guest
+             must not hold it up. What is there is bounded by the host's window and by the time that it may wait. -->
+        <policyEntry queue="vmwrapper.guest.>" producerFlowControl="false" queuePrefetch="100"
+                     expireMessagesPeriod="5000" optimizedDispatch="true" maxPageSize="1000">
+          <deadLetterStrategy>
+            <sharedDeadLetterStrategy processExpired="false" processNonPersistent="false"/>
+          </deadLetterStrategy>
+        </policyEntry>
         <!-- A slow reader of a topic loses the oldest. -->
         <policyEntry topic=">" producerFlowControl="false" topicPrefetch="1000">
           <pendingMessageLimitStrategy><constantPendingMessageLimitStrategy limit="1000"/></pendingMessageLimitStrategy>

@@ -383,6 +383,96 @@ def test_senders_to_other_queues_are_not_held_back() -> None:
     assert client.bodies() == [b"x"]
 
 
+def test_a_mailbox_drops_its_oldest_and_never_holds_a_sender_back() -> None:
+    """One dead guest must not stall the others: the host sends to all through one connection."""
+    limits = BrokerLimits(mailbox_prefix="/queue/dead", mailbox_messages=3)
+    harness = Harness(limits)
+    sender = harness.client()
+    alive = harness.client().subscribe("/queue/alive")
+    for number in range(50):
+        sender.publish("/queue/dead.1", b"%d" % number, receipt="r")
+        sender.publish("/queue/alive", b"%d" % number)
+        assert sender.transport.reading
+        assert alive.bodies() == [b"%d" % number]
+    assert len(sender.received()) == 50
+    late = harness.client().subscribe("/queue/dead.1")
+    assert late.bodies() == [b"47", b"48", b"49"]
+    assert harness.broker.statistics().dropped == 47
+
+
+def test_a_reader_that_does_not_read_its_mailbox_holds_nobody_back() -> None:
+    """As a VM that is paused: its connection is open, and nothing is taken from it."""
+    harness = Harness(BrokerLimits(mailbox_prefix="/queue/dead", mailbox_bytes=20_000))
+    paused = harness.client().subscribe("/queue/dead.1")
+    paused.received()
+    paused.transport.full()
+    sender = harness.client()
+    for _ in range(200):
+        sender.publish("/queue/dead.1", b"x" * 1000)
+    assert sender.transport.reading
+    assert harness.broker.statistics().bytes <= 20_000
+    harness.advance(60)
+    assert not sender.closed
+
+
+def test_messages_wait_no_longer_than_the_broker_lets_them() -> None:
+    harness = Harness(BrokerLimits(message_seconds=60))
+    sender = harness.client()
+    sender.publish(QUEUE, b"long", expires=str(int((harness.now + 3600) * 1000)))
+    sender.publish(QUEUE, b"short", expires=str(int((harness.now + 10) * 1000)))
+    sender.publish(QUEUE, b"none")
+    harness.now += 30
+    harness.advance(3)
+    found = depth(harness)
+    assert found is not None and (found.messages, found.expired) == (2, 1)
+    harness.now += 31
+    harness.advance(3)
+    assert depth(harness) is None
+    assert harness.client().subscribe(QUEUE).bodies() == []
+
+
+@pytest.mark.parametrize("start", [b"SEND\ndestination:/queue/a\n", b"SEND\ndestination:/queue/a\n\nbody", b"S"])
+def test_a_frame_that_comes_byte_by_byte_ends_its_connection(start: bytes) -> None:
+    harness = Harness(BrokerLimits(frame_seconds=30))
+    slow, other = harness.client(), harness.client().subscribe(QUEUE)
+    slow.send_bytes(start)
+    for _ in range(14):
+        harness.advance(2)
+        slow.send_bytes(b"x")
+        assert not slow.closed
+    for _ in range(3):
+        harness.advance(2)
+    assert "not come whole within 30 seconds" in slow.error()
+    other.publish(QUEUE, b"served")
+    assert other.bodies() == [b"served"]
+
+
+def test_a_client_that_always_ends_in_the_middle_of_a_frame_is_not_slow() -> None:
+    harness = Harness(BrokerLimits(frame_seconds=30))
+    client = harness.client()
+    frame = b"SEND\ndestination:/queue/a\n\nbody\0"
+    client.send_bytes(frame[:10])
+    for _ in range(40):
+        harness.advance(2)
+        client.send_bytes(frame[10:] + frame[:10])
+    assert not client.closed
+
+
+def test_time_in_which_the_broker_does_not_read_is_not_the_clients() -> None:
+    harness = Harness(BrokerLimits(frame_seconds=5, queue_messages=1))
+    client = harness.client()
+    client.publish(QUEUE, b"1")
+    client.send_bytes(b"SEND\ndestination:%b\n\n2\0SEND\ndesti" % QUEUE.encode())
+    assert not client.transport.reading
+    harness.advance(8)
+    assert not client.closed
+    consumer = harness.client().subscribe(QUEUE)
+    assert consumer.bodies() == [b"1", b"2"]
+    harness.advance(4)
+    client.send_bytes(b"nation:%b\n\n3\0" % QUEUE.encode())
+    assert consumer.bodies() == [b"3"]
+
+
 def test_all_queues_together_are_limited() -> None:
     harness = Harness(BrokerLimits(stored_bytes=2_000))
     sender = harness.client()

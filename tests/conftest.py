@@ -1,4 +1,4 @@
-"""The external brokers, each started once for all tests that ask for it."""
+"""The external brokers, each started once for all tests that ask for it; who stops one uses a broker of its own."""
 
 from __future__ import annotations
 
