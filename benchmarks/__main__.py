@@ -17,6 +17,7 @@ NAMES = {
     "boot": "cold boot of the default image until its agent answers",
     "end_latency": "how soon a task's end is known",
     "copy": "256 MiB into a VM and out of it, against a bare TCP stream",
+    "wrapper": "memory, CPU time and latencies of the wrapper with a job on the host",
     "broker": "requests and memory of the embedded broker",
 }
 _PROBE = """

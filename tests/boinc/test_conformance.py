@@ -16,8 +16,7 @@ import pytest
 from host_agent.wrapper.boinc.lock_file import LockFile
 from host_agent.wrapper.boinc.runtime import SlotBusyError
 from host_agent.wrapper.boinc.shared_memory import Channel
-
-from .client_side import ClientSide
+from host_agent.wrapper.boinc.testing import ClientSide
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("official", "ours")

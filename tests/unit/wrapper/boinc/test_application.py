@@ -15,7 +15,7 @@ import pytest
 from host_agent.wrapper.boinc import application
 from host_agent.wrapper.boinc.application import Application, TemporaryExitError, run
 from host_agent.wrapper.boinc.shared_memory import Channel
-from tests.boinc.client_side import ClientSide
+from host_agent.wrapper.boinc.testing import ClientSide
 
 ROOT = Path(__file__).parents[4]
 EXAMPLE = ROOT / "examples/boinc-application/primes.py"

@@ -16,7 +16,7 @@ from host_agent.wrapper.boinc.client import ClientRuntime
 from host_agent.wrapper.boinc.runtime import Leave, SporadicApp, SporadicClient, critical_section
 from host_agent.wrapper.boinc.shared_memory import LONGEST, MEMORY_FILE, Channel
 from host_agent.wrapper.boinc.standalone import StandaloneRuntime
-from tests.boinc.client_side import ClientSide
+from host_agent.wrapper.boinc.testing import ClientSide
 
 Start = Callable[..., tuple[ClientSide, ClientRuntime]]
 

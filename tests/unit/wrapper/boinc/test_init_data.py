@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from host_agent.wrapper.boinc.init_data import parse_init_data, read_init_data
 from host_agent.wrapper.boinc.runtime import HostInfo, InitData, Preferences, Proxy
-from tests.boinc.client_side import INIT_DATA, ClientSide
+from host_agent.wrapper.boinc.testing import INIT_DATA, ClientSide
 
 
 def test_every_field(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""The client's side of a slot, for tests that need no whole client: what it writes before an application starts,
-its end of the shared memory, and what it finds in the slot afterwards."""
+"""The client's side of a slot, for tests of applications: what a client writes before an application starts, its end of
+the shared memory, and what it finds in the slot afterwards. Not for production: nothing of VMwrapper imports it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import mmap
 import os
 from pathlib import Path
 
-from host_agent.wrapper.boinc.shared_memory import MEMORY_FILE, SIZE, Channel, SharedMemory
+from .shared_memory import MEMORY_FILE, SIZE, Channel, SharedMemory
 
 INIT_DATA = """<app_init_data>
 <major_version>7</major_version>
@@ -145,4 +146,5 @@ class ClientSide:
         self.memory.put(Channel.HEARTBEAT, f"<heartbeat/><wss>1.500000e+06</wss><max_wss>2.000000e+09</max_wss>{more}")
 
     def status(self) -> str | None:
+        """The newest report of the application, which is then gone."""
         return self.memory.take(Channel.APP_STATUS)

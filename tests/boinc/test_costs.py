@@ -1,0 +1,29 @@
+"""The wrapper stays small: the benchmark's measurements, shorter, and with bounds that a busy machine keeps too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import wrapper
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"START_S": 2.0, "MEASURE_S": 6.0, "ENDS": 3, "CHANGES": 4}.items():
+        monkeypatch.setattr(wrapper, name, value)
+
+
+def test_memory_and_cpu_time(tmp_path: Path) -> None:
+    found = wrapper.costs(tmp_path)
+    assert found["rss_mb"] <= 24.5
+    assert found["tree_cpu_s_per_minute"] <= 0.4
+
+
+def test_the_finish_file_follows_at_once(tmp_path: Path) -> None:
+    assert wrapper.end_to_finish(tmp_path)["end_to_finish_p50_ms"] <= 1000
+
+
+def test_the_client_sees_a_change_soon(tmp_path: Path) -> None:
+    assert wrapper.status_delay(tmp_path)["status_p50_s"] <= 3
