@@ -240,6 +240,7 @@ class BrokerLink:
         self._outbox = _Outbox()
         self._inbox = _Inbox()
         self._stopping = threading.Event()
+        self._hurry = threading.Event()  # the wait between two connections is over
         self._connection: StompConnection | None = None
         self._thread: threading.Thread | None = None
         self._stopped: Deferred[None] | None = None
@@ -280,11 +281,20 @@ class BrokerLink:
         drain.timer = self._reactor.callLater(DRAIN_SECONDS, self._end_drain, number, False)
         return done
 
+    def reconnect(self, reason: str) -> None:
+        """What leads nowhere any more is given up, and a new connection is made at once."""
+        self._hurry.set()
+        connection = self._connection
+        if connection is not None and self.connected:
+            connection.fail(reason)
+            connection.abort()
+
     def stop(self) -> Deferred[None]:
         """Send what is queued, disconnect by receipt (bounded in time), and end the threads."""
         if self._stopped is None:
             self._stopped = Deferred()
             self._stopping.set()
+            self._hurry.set()
             for number in list(self._drains):
                 self._end_drain(number, False)
             if self._thread is None:
@@ -327,7 +337,8 @@ class BrokerLink:
                     break
                 self._call(self._on_lost, f"the broker at {address} {reason}")
                 if pause:
-                    self._stopping.wait(backoff.next())
+                    self._hurry.wait(backoff.next())
+                self._hurry.clear()
         finally:
             self._connection = None
             self._call(self._on_stopped)

@@ -92,6 +92,10 @@ class GuestAgent:
             Ping: lambda ping: link.send(Pong(ping.nonce)),
         }
 
+    def restored(self) -> None:
+        """This machine goes on from an earlier state: no connection of it leads anywhere."""
+        self._broker.reconnect("this machine was restored")
+
     # -- the broker
 
     def broker_connected(self) -> None:

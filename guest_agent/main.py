@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         default=Path.home(),
         help="the directory that all paths of commands and copies are relative to (default: the user's home)",
     )
+    parser.add_argument("--host-line", action="store_true", help="standard input is a line to the host (in images)")
     parser.add_argument("--debug", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"vmwrapper-guest-agent {VERSION}")
     options = parser.parse_args(argv)
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     state = home / GUEST_STATE
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     _ensure_keeper(keeper_socket(home))  # forked now, while this process is small and has no threads
-    return _run_agent(options.config, home, options.debug)
+    return _run_agent(options.config, home, options.host_line, options.debug)
 
 
 def _ensure_keeper(path: Path) -> None:
@@ -54,7 +55,7 @@ def _ensure_keeper(path: Path) -> None:
     start_keeper(path)
 
 
-def _run_agent(config_path: Path, home: Path, debug: bool) -> int:
+def _run_agent(config_path: Path, home: Path, host_line: bool, debug: bool) -> int:
     from twisted.internet import reactor
 
     from common.config import GuestConfig
@@ -62,7 +63,10 @@ def _run_agent(config_path: Path, home: Path, debug: bool) -> int:
     from common.logs import start_logging
 
     from .agent import build_guest_agent
+    from .host_line import HostLine, wait_for_settings
 
+    if host_line and not config_path.exists():
+        wait_for_settings(config_path)
     start_logging("guest-agent", debug=debug)
     try:
         config = GuestConfig.load(config_path)
@@ -70,6 +74,8 @@ def _run_agent(config_path: Path, home: Path, debug: bool) -> int:
         print(f"vmwrapper-guest-agent: {error.explain()}", file=sys.stderr)
         return 2
     agent = build_guest_agent(reactor, config, home)
+    if host_line:
+        HostLine(reactor, agent.restored).start()
     reactor.addSystemEventTrigger("before", "shutdown", agent.stop)
     reactor.run()
     return 0

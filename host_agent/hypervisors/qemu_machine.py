@@ -78,6 +78,8 @@ class QemuMachine:
         self._migration = _Migration()
         self._cpu_time = CpuTime()
         self._left = False
+        self._stopped_at = 0.0
+        self.stood_still = 0.0  # seconds, of the guest during its last snapshot
 
     @property
     def pid(self) -> int | None:
@@ -226,6 +228,8 @@ class QemuMachine:
         if name == "SHUTDOWN":
             self._cpu_time.look(self.pid)  # while its process can still be asked
             self._guest_ended = str(data.get("reason", "")) if data.get("guest") else ""
+        elif name == "STOP" and self._busy:
+            self._stopped_at = self._reactor.seconds()
         elif name == "MIGRATION":
             self._migration.now(str(data.get("status")))
         elif self._busy:
@@ -447,6 +451,7 @@ class QemuMachine:
     async def _as_before(self, qmp: QMP, before: MachineState) -> None:
         """After all memory was sent QEMU has let go of the disk; only `cont` takes it back."""
         await qmp.execute("cont")
+        self.stood_still = self._reactor.seconds() - self._stopped_at
         if before is MachineState.PAUSED:
             await qmp.execute("stop")
         else:

@@ -161,6 +161,8 @@ async def test_nobody_comes_but_a_snapshot_is_kept(holder: Holder) -> None:
         assert await machine.snapshots() == ["kept"]
         await machine.restore("kept")
         assert state_of(machine) is MachineState.RUNNING
+        asker = await holder.askers.guests.get().addTimeout(DEADLINE, reactor)
+        assert (await asker.next())["uid"] == 1000
     finally:
         await machine.destroy()
 
@@ -181,6 +183,8 @@ async def test_a_saved_vm_needs_no_agent(holder: Holder) -> None:
         await machine.start()
         assert state_of(machine) is MachineState.RUNNING
         assert machine.cpu_seconds() >= used
+        asker = await holder.askers.guests.get().addTimeout(DEADLINE, reactor)
+        assert (await asker.next())["uid"] == 1000
     finally:
         await machine.destroy()
     assert os.listdir(ledger_dir()) == []

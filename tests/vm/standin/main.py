@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from typing import Any
 
@@ -17,16 +18,40 @@ SERVICE = ("10.0.2.100", 61613)
 ENDED_BY_HOST = 10  # the init powers the machine off
 
 
+RESTORED = threading.Event()
+
+
 def main() -> int:
-    with socket.create_connection(SERVICE, 20) as host:
-        host.settimeout(None)
-        say(host, hello())
+    while True:
+        RESTORED.clear()
+        with socket.create_connection(SERVICE, 20) as host:
+            if (status := converse(host)) is not None:
+                return status
+
+
+def converse(host: socket.socket) -> int | None:
+    """Until the host hangs up; None when this machine was restored, and is to connect again."""
+    host.settimeout(None)
+    threading.Thread(target=listen, args=[host], daemon=True).start()
+    say(host, hello())
+    try:
         for line in host.makefile("r"):
             words = line.split()
             if words[0] == "off":
                 return ENDED_BY_HOST
             say(host, getattr(sys.modules[__name__], f"do_{words[0]}")(*words[1:]))
-    return 0
+    except OSError:
+        pass
+    return None if RESTORED.is_set() else 0
+
+
+def listen(host: socket.socket) -> None:
+    """As the agent does: a restored machine's connections lead nowhere."""
+    for line in sys.stdin:
+        if json.loads(line).get("restored"):
+            RESTORED.set()
+            host.shutdown(socket.SHUT_RDWR)
+            return
 
 
 def say(host: socket.socket, value: Any) -> None:
@@ -38,6 +63,32 @@ def hello() -> dict[str, Any]:
         config = file.read()
     mode = os.stat(sys.argv[-1]).st_mode & 0o777
     return {"uid": os.getuid(), "groups": os.getgroups(), "config": config, "mode": mode, "home": os.getcwd()}
+
+
+def do_now() -> float:
+    """Its clock."""
+    return time.time()
+
+
+def do_random() -> str:
+    """What no other machine has."""
+    return os.urandom(16).hex()
+
+
+def do_write(path: str, text: str) -> bool:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return True
+
+
+def do_read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 def do_echoes(word: str) -> bool:
