@@ -13,7 +13,7 @@ PACKAGES += openssl activemq libxstream-java libjettison-java libxpp3-java rabbi
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
-.PHONY: help example test test-virtualbox test-virtualbox-host lint bench chaos-boinc image setup clean
+.PHONY: help example test test-virtualbox test-virtualbox-host lint bench fuzz chaos-boinc image setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -56,6 +56,11 @@ chaos-boinc: $(VENV)/ready ## fifty random restarts and kills of a BOINC client 
 
 bench: image ## measure everything that benchmarks/ can
 	@$(BIN)/python -m benchmarks all
+
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/ready ## fuzz everything that reads others' bytes, FUZZ_SECONDS (600) for each
+	@for target in frames messages manifest job; do \
+	    $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) || exit 1; done
 
 clean: ## remove what was built (not the Python environment)
 	rm -rf $(BUILD)

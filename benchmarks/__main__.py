@@ -19,7 +19,7 @@ NAMES = {
     "end_latency": "how soon a task's end is known",
     "copy": "256 MiB into a VM and out of it, against a bare TCP stream",
     "wrapper": "memory, CPU time and latencies of the wrapper with a job on the host",
-    "broker": "requests and memory of the embedded broker",
+    "broker": "requests and memory of the embedded broker, ActiveMQ and RabbitMQ",
 }
 _PROBE = """
 from twisted.internet.task import react

@@ -29,6 +29,7 @@ from host_agent.broker.setup.plan import Limits, Plan, host_logins
 
 READY_SECONDS = 120.0  # on a loaded machine; ActiveMQ and RabbitMQ need about 10
 STOP_SECONDS = 30.0
+QUICK_JAVA = "-Xms64M -Xmx512M -XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # a quarter of the time to start
 TESTER = "tester"
 TESTER_PASSCODE = "a passcode"
 
@@ -49,6 +50,7 @@ class RunningBroker:
     _epmd: subprocess.Popen[bytes] | None = None
     _epmd_port: int = 0
     _dist_port: int = 0
+    _java_options: str = ""
 
     @classmethod
     def activemq(cls, folder: Path, *, tls: bool = False, **options: object) -> RunningBroker:
@@ -69,6 +71,7 @@ class RunningBroker:
         guests: int = 4,
         names: Sequence[str] = ("localhost",),
         limits: Limits | None = None,
+        java_options: str = QUICK_JAVA,
     ) -> RunningBroker:
         """Set a broker up in a new directory of `folder`; it does not run yet."""
         number = sum(1 for _ in folder.glob(f"{kind}-*"))
@@ -82,7 +85,7 @@ class RunningBroker:
             limits=limits,
         )
         _TESTERS[kind](plan)
-        return cls(plan, epmd_port=free_port(), dist_port=free_port())
+        return cls(plan, epmd_port=free_port(), dist_port=free_port(), java_options=java_options)
 
     def twin(self, folder: Path) -> RunningBroker:
         """Another broker of the same kind that knows the same logins, for fail-over lists; it does not run yet."""
@@ -97,7 +100,7 @@ class RunningBroker:
             limits=plan.limits,
         )
         _TESTERS[plan.kind](twin)
-        return RunningBroker(twin, epmd_port=free_port(), dist_port=free_port())
+        return RunningBroker(twin, epmd_port=free_port(), dist_port=free_port(), java_options=self._java_options)
 
     @property
     def port(self) -> int:
@@ -121,7 +124,7 @@ class RunningBroker:
         return {
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
             "LANG": "C.UTF-8",
-            "ACTIVEMQ_OPTS": "-Xms64M -Xmx512M -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+            "ACTIVEMQ_OPTS": self._java_options,
             "ERL_EPMD_PORT": str(self._epmd_port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_NODENAME": f"vmwrapper-{self._dist_port}@localhost",

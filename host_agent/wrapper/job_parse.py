@@ -87,7 +87,8 @@ def _parse_tree(data: bytes, file: str) -> etree._Element:
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
-        text = (error.msg or "it cannot be parsed").rsplit(", line ", 1)[0]
+        # In one line: the parser's own text may end with a newline.
+        text = " ".join((error.msg or "it cannot be parsed").rsplit(", line ", 1)[0].split())
         raise JobError(file, error.lineno or 1, f"is not well-formed XML: {text}") from None
     except ValueError as error:
         raise JobError(file, 1, f"is not well-formed XML: {error}") from None

@@ -1,0 +1,1 @@
+"""Bytes that nobody meant for us, thrown at everything that reads bytes from others."""
