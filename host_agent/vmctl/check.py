@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import VMwrapperError
 from common.files import JOB_FILE
 
-from ..wrapper import guest_task, host_task
+from ..wrapper import guest_files, host_task
 from ..wrapper.agent_process import gives_host_agent
 from ..wrapper.job import Job, Task, load_job
 from ..wrapper.resolve import Macros
@@ -99,7 +99,7 @@ def missing_files(job: Job, slot: Path) -> tuple[list[str], list[str]]:
 
 def _check(task: Task, slot: Path) -> None:
     if task.in_vm:
-        guest_task.check_files(task, slot)
+        guest_files.check_files(task, slot)
     else:
         host_task.check_files(task, slot, Macros(slot=str(slot)))
 
@@ -113,7 +113,7 @@ def _row(when: str, task: Task, weight: str = "") -> tuple[str, str, str, str, s
 
 def _files(task: Task) -> Iterator[str]:
     if task.in_vm:
-        yield from (f"{name} → VM" for name, _there in guest_task.guest_inputs(task))
+        yield from (f"{name} → VM" for name, _there in guest_files.guest_inputs(task))
         yield from (f"{name} ← VM" for name in task.copy_files_from_vm)
     if task.stdin_filename:
         yield f"< {task.stdin_filename}"

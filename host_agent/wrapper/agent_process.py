@@ -21,6 +21,7 @@ from common.files import HOST_AGENT_LOG, endpoints_dir
 
 from ..control_client import ControlClient, ControlError, Endpoint, parse_endpoint, read_endpoint
 from .events import Events
+from .failures import passing_errno
 from .host_task import HostTask
 from .job import Job, Task
 from .log import tail
@@ -30,17 +31,21 @@ from .tasks import TaskError
 READY_DEADLINE_S = 60.0
 SHUTDOWN_DEADLINE_S = 20.0  # VMs end at once; the client gives us 60 s for everything
 TERMINATE_DEADLINE_S = 5.0
+MOST_RESTARTS = 3
+FIRST_RESTART_S = 0.5  # doubled each time
 _MAX_FIRST_LINE = 65536
 
 
 class AgentLink(Protocol):
     """A host agent that a task may use."""
 
+    state_directory: str  # where it keeps what outlives it; empty: nothing does
+
     def start(self) -> None:
         """Begin; `client()` says when it is there."""
 
     def client(self) -> ControlClient | None:
-        """The connection, or None while the agent is starting. Raises TaskError when there is none any more."""
+        """The connection, or None while the agent is starting, or starting anew. Raises TaskError when it does not."""
 
     def stop(self) -> None:
         """End it with its VMs; has a deadline, never raises."""
@@ -72,7 +77,7 @@ class _Connection:
         try:
             self.client = client = ControlClient.connect(endpoint)
         except ControlError as error:
-            raise TaskError(f"the host agent cannot be used: {error}", error.hint) from None
+            raise TaskError(f"the host agent cannot be used: {error}", error.hint, passing=True) from None
         self._events.watch(client, self._readable)
 
     def _readable(self) -> None:
@@ -80,6 +85,14 @@ class _Connection:
         self.client.receive()
         if self.client.closed:
             self._events.unwatch(self.client)
+
+    def drop(self) -> None:
+        """Forget a connection that is lost."""
+        if self.client is not None:
+            if not self.client.closed:
+                self._events.unwatch(self.client)
+            self.client.close()
+            self.client = None
 
     def shut_down(self) -> None:
         """Ask the agent to end everything; whatever comes of it."""
@@ -94,7 +107,10 @@ class _Connection:
 
 
 class OwnedAgent:
-    """Our child: its standard input is its life line, its first line of output says where it listens."""
+    """Our child: its standard input is its life line, its first line of output says where it listens.
+
+    One that ends by itself is started anew, a few times: its VMs may still run, and are found again.
+    """
 
     def __init__(
         self, slot: Path, events: Events, say: Callable[[str], None], argv: Sequence[str] | None = None
@@ -103,6 +119,7 @@ class OwnedAgent:
         self._events = events
         self._say = say
         self._argv = list(argv or agent_argv())
+        self.state_directory = ""
         self._log = slot / HOST_AGENT_LOG
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -111,6 +128,9 @@ class OwnedAgent:
         self._reading = False
         self._connection = _Connection(events)
         self._until = 0.0
+        self._restarts = 0
+        self._restart_at = 0.0
+        self._why_gone = TaskError("the host agent was not started")
 
     def start(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -128,48 +148,79 @@ class OwnedAgent:
                 bufsize=0,
             )
         except OSError as error:
-            raise TaskError(f"the host agent cannot be started: {error}") from None
+            raise TaskError(f"the host agent cannot be started: {error}", passing=passing_errno(error.errno)) from None
         finally:
             os.close(log)
         self._say(f"host agent started, process {self._process.pid}, log in {HOST_AGENT_LOG}")
         self._until = time.monotonic() + READY_DEADLINE_S
+        self._line.clear()
         self._events.watch(self._process.stdout, self._read_line)
         self._reading = True
         self._end_watch = self._events.watch_child(self._process.pid)
 
     def client(self) -> ControlClient | None:
-        process = self._process
-        if process is None:
-            raise TaskError("the host agent was not started")
+        if self._process is None:
+            self._start_anew()
+            return None
+        if self._is_gone(self._process):
+            self._lose(self._process)
+            return None
         client = self._connection.client
-        if client is not None and not client.closed:
-            if process.poll() is not None:
-                raise self._gone()
-            return client
         if client is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(2.0)  # its end and the end of its connection do not come at the same instant
-            raise self._gone()
-        if process.poll() is not None:
-            raise self._gone()
+            return client
         if not self._reading and b"\n" in self._line:
-            self._connection.open(self._endpoint())
+            try:
+                self._connection.open(self._endpoint())
+            except TaskError:
+                if self._process.poll() is None:
+                    raise
+                self._lose(self._process)  # it ended between its line and our call
             return self._connection.client
         if time.monotonic() > self._until:
-            raise TaskError(f"the host agent was not ready in {READY_DEADLINE_S:g} s{self._tail()}")
+            raise TaskError(f"the host agent was not ready in {READY_DEADLINE_S:g} s{self._tail()}", passing=True)
         return None
+
+    def _is_gone(self, process: subprocess.Popen[bytes]) -> bool:
+        client = self._connection.client
+        if client is None or not client.closed:
+            return process.poll() is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2.0)  # its end and the end of its connection do not come at the same instant
+        return True
+
+    def _lose(self, process: subprocess.Popen[bytes]) -> None:
+        """It is gone: say why, and when the next one is started. Raises TaskError when there is no next one."""
+        self._why_gone = self._gone(process)
+        self._connection.drop()
+        self._end_process(process, politely=False)
+        self._process = None
+        if self._restarts >= MOST_RESTARTS:
+            raise self._why_gone
+        delay = FIRST_RESTART_S * 2**self._restarts
+        self._restarts += 1
+        self._restart_at = time.monotonic() + delay
+        self._say(f"{self._why_gone}\nstarting it anew in {delay:g} s ({self._restarts} of at most {MOST_RESTARTS})")
+
+    def _start_anew(self) -> None:
+        if not self._restarts:
+            raise self._why_gone
+        if time.monotonic() >= self._restart_at:
+            self.start()
 
     def stop(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        self._connection.shut_down()
+        self._restarts = 0  # and no new one
+        if process is not None:
+            self._connection.shut_down()
+            self._end_process(process, politely=True)
+
+    def _end_process(self, process: subprocess.Popen[bytes], politely: bool) -> None:
         self._stop_reading(process)
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.close()
         for end, deadline_s in (
-            (None, SHUTDOWN_DEADLINE_S),
+            (None, SHUTDOWN_DEADLINE_S if politely else 0.0),
             (process.terminate, TERMINATE_DEADLINE_S),
             (process.kill, TERMINATE_DEADLINE_S),
         ):
@@ -203,10 +254,10 @@ class OwnedAgent:
         except VMwrapperError as error:
             raise TaskError(f"the host agent said something else than where it listens: {error}") from None
 
-    def _gone(self) -> TaskError:
-        status = self._process.poll() if self._process else None
+    def _gone(self, process: subprocess.Popen[bytes]) -> TaskError:
+        status = process.poll()
         how = "closed its connection" if status is None else f"ended (exit status {status})"
-        return TaskError(f"the host agent {how}{self._tail()}")
+        return TaskError(f"the host agent {how}{self._tail()}", passing=True)
 
     def _tail(self) -> str:
         lines = tail(self._log, self._log_start)
@@ -241,6 +292,7 @@ class ManagedAgent:
     directory: Callable[[], Path]  # where endpoint files are
     managers: Sequence[HostTask]
     events: Events
+    state_directory: str = ""
     _until: float = 0.0
     _connection: Any = None
 
@@ -252,7 +304,7 @@ class ManagedAgent:
         client: ControlClient | None = self._connection.client
         if client is not None:
             if client.closed:
-                raise TaskError("the host agent of the job's VMmanage task is gone", "its own log says why")
+                raise TaskError("the host agent of the job's VMmanage task is gone", "its own log says why", True)
             return client
         for path in sorted(self.directory().glob("*.json")):
             try:
@@ -263,7 +315,7 @@ class ManagedAgent:
                 self._connection.open(endpoint)
                 return self.client()
         if time.monotonic() > self._until:
-            raise TaskError(f"the job's VMmanage task started no host agent in {READY_DEADLINE_S:g} s")
+            raise TaskError(f"the job's VMmanage task started no host agent in {READY_DEADLINE_S:g} s", passing=True)
         return None
 
     def stop(self) -> None:

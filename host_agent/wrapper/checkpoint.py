@@ -5,8 +5,9 @@ That the file is there also says that the unzip tasks are done: it is first writ
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
+import re
 from pathlib import Path
 
 import attrs
@@ -24,21 +25,23 @@ class Checkpoint:
 
 
 def read_checkpoint(slot: Path) -> Checkpoint | None:
-    """The last checkpoint, or None when there is none that can be read (the job then begins anew)."""
+    """The last checkpoint, or None when there is none that is whole (the job then begins anew)."""
     try:
-        words = (slot / CHECKPOINT_FILE).read_text("utf-8")[:200].split()
-        done, cpu, run_time = int(words[0]), float(words[1]), float(words[2])
-    except (OSError, ValueError, IndexError):
+        with (slot / CHECKPOINT_FILE).open("rb") as file:
+            match = _LINE.fullmatch(file.read(200))
+    except OSError:
         return None
-    if done < 0 or not all(math.isfinite(value) and value >= 0 for value in (cpu, run_time)):
-        return None
-    return Checkpoint(done, cpu, run_time)
+    return Checkpoint(int(match[1]), float(match[2]), float(match[3])) if match else None
 
 
 def write_checkpoint(slot: Path, checkpoint: Checkpoint) -> None:
     """Replace the file at once: a crash leaves the old line or the new one, on the disk."""
     line = f"{checkpoint.tasks_done} {checkpoint.cpu_s:.6f} {checkpoint.run_time_s:.6f}\n"
     write_atomically(slot / CHECKPOINT_FILE, line)
+
+
+# Without its end of line it may be the beginning of a longer number, written by a program less careful than we are.
+_LINE = re.compile(rb"(\d{1,9}) (\d{1,15}\.\d{6}) (\d{1,15}\.\d{6})\n")
 
 
 def write_atomically(path: Path, text: str, durable: bool = True) -> None:
@@ -50,3 +53,15 @@ def write_atomically(path: Path, text: str, durable: bool = True) -> None:
             file.flush()
             os.fsync(file.fileno())
     temporary.replace(path)
+    if durable:
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Bring the names in a directory to the disk; a system that cannot (Windows) does so by itself."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

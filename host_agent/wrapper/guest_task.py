@@ -3,11 +3,15 @@
     READY → WAITING_FOR_AGENT → STARTING_VM → COPYING_IN → RUNNING → COPYING_OUT → DONE
 
 Every state is left by an answer of the host agent; an error in any of them ends the task.
+When the connection is lost and the agent comes back, or when the wrapper itself was started anew, it begins at the top
+again: the state file says which VM and which command were its own, and what is done already is not done twice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import secrets
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,13 +23,18 @@ from common.errors import VMwrapperError
 
 from ..control_client import ControlClient, ControlError
 from .agent_process import AgentLink
+from .failures import passing_errno
+from .guest_files import basename, check_files, guest_inputs
+from .guest_output import CommandOutput
 from .job import Task
-from .log import STDERR_FILE, tail
+from .log import Log, tail
 from .resolve import Macros, command_words, environment, in_guest, resolve_path
-from .tasks import TaskEnd, TaskError, TaskState
+from .state import CommandRecord, StateFile
+from .tasks import ENDED_EARLY, TIME_LIMIT, TaskEnd, TaskError, TaskState
 
 FRACTION_FILE = "fraction_done"  # in the guest's home, when the job names no other
 START_DEADLINE_S = 600.0  # a cold boot without hardware virtualisation is slow
+LOOK_AGAIN_S = 1.0  # at a VM whose agent has not come back yet
 
 Step = Callable[[ControlClient], None]
 
@@ -38,19 +47,28 @@ class GuestTask:
     slot: Path
     macros: Macros
     agent: AgentLink
-    say: Callable[[str], None]
+    saved: StateFile
+    log: Log
     extra_words: tuple[str, ...] = ()
     state: TaskState = TaskState.READY
+    _output: CommandOutput = attrs.field(init=False)
+    _client: ControlClient | None = None  # whom the steps ask; another one begins at the top
     _steps: list[Step] = attrs.field(factory=list)  # what is left to do in this state
     _waiting: bool = False  # an answer is due; the next step must wait for it
+    _not_before: float = 0.0  # when the next step may be taken
+    _patience_until: float = 0.0  # how long the VM's agent may take to come back
     _suspended: bool = False
-    _timed_out: bool = False
-    _command: str = ""
+    _on_purpose: str = ""
+    _started: bool = False  # the program runs, as far as we know
+    _vm_pid: int = 0
     _cpu_s: float = 0.0
     _fraction: float = 0.0
     _stderr_start: int = 0
     _end: TaskEnd | None = None
     _error: TaskError | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self._output = CommandOutput(self.task, self.slot)
 
     def check(self) -> None:
         """Whether the files to copy are there. Raises TaskError; starts nothing."""
@@ -69,8 +87,8 @@ class GuestTask:
         client = self.agent.client()  # first: it knows best why a connection ended
         if self._error is not None:
             raise self._error
-        if client is not None and self.state is TaskState.WAITING_FOR_AGENT:
-            self._enter(TaskState.STARTING_VM, [self._look_for_vm])
+        if client is not None and client is not self._client:
+            self._begin(client)
         self._advance()
         if self._error is not None:
             raise self._error
@@ -86,12 +104,19 @@ class GuestTask:
             self._suspended = False
             self._vm_call("resume_vm")
 
-    def expire(self) -> None:
-        self._timed_out = True
+    def expire(self, why: str = TIME_LIMIT) -> None:
+        self._on_purpose = why
         if self.state is TaskState.RUNNING:
             self._signal("KILL")
         elif self.state is not TaskState.DONE:
-            self._finish(TaskEnd(timed_out=True))
+            self._finish(TaskEnd(on_purpose=why))
+
+    def ask_to_end(self) -> None:
+        if self.state is TaskState.RUNNING:
+            self._on_purpose = ENDED_EARLY
+            self._signal("TERM")
+        elif self.state is not TaskState.COPYING_OUT:
+            self.expire(ENDED_EARLY)
 
     def kill(self) -> None:
         if self.state is TaskState.RUNNING:
@@ -104,25 +129,44 @@ class GuestTask:
     def fraction(self) -> float:
         return 1.0 if self.state is TaskState.DONE else self._fraction
 
+    def other_pid(self) -> int:
+        return self._vm_pid
+
     def error_tail(self) -> str:
         name = self.task.stderr_filename
         return tail(resolve_path(self.slot, name), self._stderr_start) if name else ""
 
     # Steps, in the order in which they happen
 
+    def _begin(self, client: ControlClient) -> None:
+        """Ask a host agent that we have not asked before."""
+        self._client = client
+        self._waiting = self._started = False
+        self._patience_until = time.monotonic() + START_DEADLINE_S
+        self._enter(TaskState.STARTING_VM, [self._look_for_vm])
+
     def _look_for_vm(self, client: ControlClient) -> None:
         self._ask(client, "vms", {}, self._vms_listed)
 
     def _vms_listed(self, result: Mapping[str, Any]) -> None:
         for vm in result.get("vms") or ():
-            if vm.get("vm") == self.task.virtualmachine and vm.get("agent") == "present":
-                if vm.get("state") == "paused":
-                    self._steps.append(lambda client: self._ask(client, "resume_vm", self._vm(), self._vm_ready))
-                    return
-                if vm.get("state") == "running":
-                    self._vm_ready(vm)
-                    return
+            if vm.get("vm") == self.task.virtualmachine and vm.get("state") in ("running", "paused"):
+                self._found(vm)
+                return
         self._steps.append(self._start_vm)
+
+    def _found(self, vm: Mapping[str, Any]) -> None:
+        if vm.get("state") == "paused":
+            self._steps.append(lambda client: self._ask(client, "resume_vm", self._vm(), self._vm_ready))
+        elif vm.get("agent") == "present":
+            self._vm_ready(vm)
+        elif vm.get("agent") == "gone":
+            self._steps.append(self._start_vm)
+        elif time.monotonic() < self._patience_until:  # the host agent was restarted, and the guest is not back yet
+            self._not_before = time.monotonic() + LOOK_AGAIN_S
+            self._steps.append(self._look_for_vm)
+        else:
+            self._fail(f"the guest agent did not come back in {START_DEADLINE_S:g} s", passing=True)
 
     def _start_vm(self, client: ControlClient) -> None:
         task = self.task
@@ -142,10 +186,30 @@ class GuestTask:
     def _vm_update(self, name: str, data: Mapping[str, Any]) -> None:
         if name == "state":
             reason = f": {data['reason']}" if data.get("reason") else ""
-            self.say(f"virtual machine {self.task.virtualmachine} is {data.get('state')}{reason}")
+            self.log.say(f"virtual machine {self.task.virtualmachine} is {data.get('state')}{reason}")
 
-    def _vm_ready(self, _result: Mapping[str, Any]) -> None:
-        self._enter(TaskState.COPYING_IN, [partial(self._put, name, there) for name, there in self._inputs()])
+    def _vm_ready(self, vm: Mapping[str, Any]) -> None:
+        self._vm_pid = int(_number(vm.get("pid")))
+        instance = str(vm.get("instance") or "")
+        record = self._record()
+        if record is not None and record.asked and record.instance == instance:
+            self.log.say(f"{self.task.title}: going on with command {record.command}")
+            self._enter(TaskState.RUNNING, [self._run_command])
+            return
+        starts = dict(record.output_starts) if record is not None else self._output.sizes()
+        self._output.reset(starts)
+        command = f"c-{secrets.token_hex(8)}"
+        self.saved.change(
+            command=CommandRecord(
+                self.task.number,
+                self.task.virtualmachine,
+                instance,
+                command,
+                agent=self.agent.state_directory,
+                output_starts=starts,
+            )
+        )
+        self._enter(TaskState.COPYING_IN, [partial(self._put, name, there) for name, there in guest_inputs(self.task)])
         self._steps.append(self._run_command)
 
     def _put(self, name: str, destination: str, client: ControlClient) -> None:
@@ -155,17 +219,20 @@ class GuestTask:
     def _run_command(self, client: ControlClient) -> None:
         self._enter(TaskState.RUNNING)
         task = self.task
-        own = str(self.slot / STDERR_FILE)
-        program = f"./{_basename(task.application)}" if task.copy_app_to_vm else task.application
+        record = self._record()
+        assert record is not None
+        # Before the host agent hears of the id, so that no crash leaves a command that we would start a second time.
+        self.saved.change(command=attrs.evolve(record, asked=True))
+        program = f"./{basename(task.application)}" if task.copy_app_to_vm else task.application
         args = {
             **self._vm(),
             "argv": [program, *command_words(task, self.slot, self.macros, self.extra_words)],
-            "command": "",
+            "command": record.command,
             "env": environment(task, self.macros),
             "cwd": in_guest(self.macros).expand(task.exec_dir),
             "stdin": task.stdin_filename,
-            "stdout": str(resolve_path(self.slot, task.stdout_filename)) if task.stdout_filename else own,
-            "stderr": str(resolve_path(self.slot, task.stderr_filename)) if task.stderr_filename else own,
+            "stdout": str(self._output.path("stdout")),
+            "stderr": str(self._output.path("stderr")),
             "stream": False,
             "fraction_file": task.fraction_done_filename or FRACTION_FILE,
             "deadline_s": 0,
@@ -174,8 +241,8 @@ class GuestTask:
 
     def _run_update(self, name: str, data: Mapping[str, Any]) -> None:
         if name == "started":
-            self._command = str(data.get("command", ""))
-            if self._timed_out:
+            self._started = True
+            if self._on_purpose:
                 self._signal("KILL")
         elif name == "fraction":
             self._fraction = min(1.0, max(0.0, _number(data.get("fraction"))))
@@ -183,22 +250,23 @@ class GuestTask:
             self._cpu_s = max(self._cpu_s, _number(data.get("cpu_s")))
 
     def _run_ended(self, result: Mapping[str, Any]) -> None:
+        self._started = False
         self._cpu_s = max(self._cpu_s, _number(result.get("user_s")) + _number(result.get("system_s")))
         outcome, reason = result.get("outcome"), str(result.get("reason") or "")
         if outcome == "lost":
-            self._fail(f"what became of its program is not known: {reason}")
+            self._forget_command()
+            self._fail(f"what became of its program is not known: {reason}", passing=True)
             return
         if outcome == "exited":
-            end = TaskEnd(int(_number(result.get("exit_code"))), timed_out=self._timed_out)
+            end = TaskEnd(int(_number(result.get("exit_code"))), on_purpose=self._on_purpose)
         elif outcome == "signalled":
             name = str(result.get("signal") or "a signal")
             name = name if name.startswith(("SIG", "a ")) else f"SIG{name}"
-            end = TaskEnd(signal=name, timed_out=self._timed_out)
+            end = TaskEnd(signal=name, on_purpose=self._on_purpose)
         elif outcome == "deadline":
-            end = TaskEnd(timed_out=True)
+            end = TaskEnd(on_purpose=TIME_LIMIT)
         else:
             end = TaskEnd(exit_code=127, reason=reason or str(outcome))
-        self._end = None
         if not end.ok:
             self._finish(end)
             return
@@ -210,6 +278,19 @@ class GuestTask:
         args = {**self._vm(), "source": name, "destination": destination}
         self._ask(client, "get", args, what=repr(name))
 
+    # What is written down
+
+    def _record(self) -> CommandRecord | None:
+        """What the state file says of this task, if anything."""
+        record = self.saved.state.command
+        return record if record is not None and record.task == self.task.number else None
+
+    def _forget_command(self) -> None:
+        """Its id stands for a run that nobody knows the end of; the next attempt needs another."""
+        record = self._record()
+        if record is not None:
+            self.saved.change(command=attrs.evolve(record, asked=False, command=""))
+
     # How steps are taken
 
     def _enter(self, state: TaskState, steps: list[Step] | None = None) -> None:
@@ -217,14 +298,10 @@ class GuestTask:
         self._steps = steps or []
 
     def _advance(self) -> None:
-        """Take the next steps, unless an answer is due, the client wants quiet, or there is no agent yet."""
+        """Take the next steps, unless an answer is due, the client wants quiet, or there is no agent just now."""
         while self._steps and not (self._waiting or self._suspended or self._error):
-            try:
-                client = self.agent.client()
-            except TaskError as error:
-                self._error = error
-                return
-            if client is None:
+            client = self._client
+            if client is None or client.closed or time.monotonic() < self._not_before:
                 return
             self._steps.pop(0)(client)
 
@@ -238,28 +315,47 @@ class GuestTask:
         what: str = "",
     ) -> None:
         def ended(result: Mapping[str, Any] | None, error: ControlError | None) -> None:
+            if self.state is TaskState.DONE or client is not self._client:
+                return
             self._waiting = False
-            if self.state is TaskState.DONE:
-                return
             if error is not None:
-                self._fail(f"{_DOING[call]}{f' ({what})' if what else ''}: {error}", error.hint)
+                self._refused(call, what, error)
                 return
-            if then is not None:
-                then(result or {})
-            self._advance()
+            try:
+                if then is not None:
+                    then(result or {})
+                self._advance()
+            except OSError as problem:  # of our own files: it must not end in the middle of the client's messages
+                self._fail(str(problem), passing=passing_errno(problem.errno))
 
         self._waiting = True
         try:
             client.start(call, args, on_update, ended)
         except ControlError as error:
             self._waiting = False
-            self._fail(str(error), error.hint)
+            self._refused(call, what, error)
 
-    def _fail(self, text: str, hint: str = "") -> None:
-        self._error = TaskError(f"{self.task.title}: {text}", hint)
+    def _refused(self, call: str, what: str, error: ControlError) -> None:
+        if error.code == "closed":
+            return  # the next look at the agent says whether it comes back
+        if error.code == "no_vm" and self.state is not TaskState.STARTING_VM:
+            self._forget_command()
+        doing = f"{_DOING[call]}{f' ({what})' if what else ''}"
+        self._fail(f"{doing}: {error}", error.hint, passing=error.code in _PASSING.get(call, _PASSING[""]))
+
+    def _fail(self, text: str, hint: str = "", passing: bool = False) -> None:
+        self._error = TaskError(f"{self.task.title}: {text}", hint, passing)
+        self._collect_output()
 
     def _finish(self, end: TaskEnd) -> None:
-        self.state, self._end, self._steps = TaskState.DONE, end, []
+        if self.state is not TaskState.DONE:
+            self.state, self._end, self._steps = TaskState.DONE, end, []
+            self._collect_output()
+
+    def _collect_output(self) -> None:
+        record = self._record()
+        with contextlib.suppress(OSError):  # a full disk shows in the checkpoint that follows
+            self._output.collect(self.log, record.output_starts if record is not None else {})
 
     def _vm(self) -> dict[str, str]:
         return {"vm": self.task.virtualmachine}
@@ -270,43 +366,20 @@ class GuestTask:
             self._tell(call, self._vm())
 
     def _signal(self, name: str) -> None:
-        if self._command:
-            self._tell("signal", {"command": self._command, "signal": name})
+        record = self._record()
+        if self._started and record is not None:
+            self._tell("signal", {"command": record.command, "signal": name})
 
     def _tell(self, call: str, args: Mapping[str, Any]) -> None:
         """A request whose failure changes nothing here: what it was for then shows in the task itself."""
 
         def ended(_result: object, error: ControlError | None) -> None:
-            if error is not None:
-                self.say(f"{self.task.title}: {call}: {error}")
+            if error is not None and error.code != "closed":
+                self.log.say(f"{self.task.title}: {call}: {error}")
 
         with contextlib.suppress(VMwrapperError):
-            client = self.agent.client()
-            if client is not None:
-                client.start(call, args, on_end=ended)
-
-    def _inputs(self) -> list[tuple[str, str]]:
-        """Files of the slot and their names in the guest, in the order of copying."""
-        return guest_inputs(self.task)
-
-
-def guest_inputs(task: Task) -> list[tuple[str, str]]:
-    """What is copied into the VM before a task: names in the slot and in the guest's home."""
-    inputs = [(task.application, _basename(task.application))] if task.copy_app_to_vm else []
-    inputs += [(name, name) for name in task.copy_files_to_vm]
-    stdin = task.stdin_filename
-    if stdin and task.copy_stdin_to_vm and stdin not in task.copy_files_to_vm:
-        inputs.append((stdin, stdin))
-    return inputs
-
-
-def check_files(task: Task, slot: Path) -> None:
-    """The files of a guest task that must be in the slot when it starts. Raises TaskError."""
-    for name, _there in guest_inputs(task):
-        if not resolve_path(slot, name).exists():
-            raise TaskError(
-                f"{task.title}: there is no {name!r} in the slot to copy into the VM", f"the slot is {slot}"
-            )
+            if self._client is not None:
+                self._client.start(call, args, on_end=ended)
 
 
 _DOING = {
@@ -319,8 +392,11 @@ _DOING = {
 }
 
 
-def _basename(name: str) -> str:
-    return name.replace("\\", "/").rpartition("/")[2]
+# By call: the host agent's codes for what may be different in a while. A file that a program did not make is not.
+_PASSING = {
+    "": frozenset({"vm_failed", "agent_silent", "no_vm", "internal", "deadline", "bad_answer"}),
+    "put": frozenset({"vm_failed", "agent_silent", "no_vm", "internal", "deadline", "bad_answer", "copy_failed"}),
+}
 
 
 def _number(value: object) -> float:

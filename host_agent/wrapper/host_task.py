@@ -11,10 +11,11 @@ from typing import Protocol
 
 import attrs
 
+from .failures import passing_errno
 from .job import Task, TaskKind
 from .log import STDERR_FILE, tail
 from .resolve import Macros, application_path, command_words, environment, resolve_path
-from .tasks import TaskEnd, TaskError, TaskState, read_fraction
+from .tasks import ENDED_EARLY, TIME_LIMIT, TaskEnd, TaskError, TaskState, read_fraction
 
 CPU_INTERVAL_S = 10.0  # looking through all processes is not free
 
@@ -110,13 +111,13 @@ class HostTask:
     macros: Macros
     watch: Watch
     extra_words: tuple[str, ...] = ()
-    client_priority: int = 0
+    client_priority: int | None = 0  # 1 to 5; 0: the client has no wish; None: it wants no change of ours
     service: bool = False
     use_tstp: bool = False
     state: TaskState = TaskState.READY
     _process: Process | None = None
     _suspended: bool = False
-    _timed_out: bool = False
+    _on_purpose: str = ""
     _cpu_s: float = 0.0
     _cpu_measured: float = 0.0
     _stderr_start: int = 0
@@ -135,7 +136,10 @@ class HostTask:
         try:
             self._process = start_process(spec, keep_tree=self.service, use_tstp=self.use_tstp)
         except OSError as error:
-            raise TaskError(f"{self.task.title} could not be started: {_os_reason(error, spec)}") from None
+            passing = passing_errno(error.errno)
+            raise TaskError(
+                f"{self.task.title} could not be started: {_os_reason(error, spec)}", passing=passing
+            ) from None
         self.state = TaskState.RUNNING
         self._cpu_measured = time.monotonic()
         self.watch.started(self._process.pid)
@@ -148,7 +152,7 @@ class HostTask:
         if status is None:
             return None
         self._ended()
-        return TaskEnd(status.exit_code, status.signal, timed_out=self._timed_out)
+        return TaskEnd(status.exit_code, status.signal, self._on_purpose)
 
     def stop(self) -> None:
         if self.state is TaskState.RUNNING and self._process and not self._suspended:
@@ -160,9 +164,13 @@ class HostTask:
             self._suspended = False
             self._process.resume()
 
-    def expire(self) -> None:
-        self._timed_out = True
+    def expire(self, why: str = TIME_LIMIT) -> None:
+        self._on_purpose = why
         self.kill()
+
+    def ask_to_end(self) -> None:
+        self._on_purpose = ENDED_EARLY
+        self.terminate()
 
     def kill(self) -> None:
         if self._process:
@@ -193,6 +201,9 @@ class HostTask:
             return 1.0
         name = self.task.fraction_done_filename
         return read_fraction(self.slot / name) if name else 0.0
+
+    def other_pid(self) -> int:
+        return 0  # all of its processes are below ours
 
     def error_tail(self) -> str:
         name = self.task.stderr_filename
@@ -227,6 +238,8 @@ class HostTask:
         )
 
     def _priority(self) -> int:
+        if self.client_priority is None:
+            return 0
         if self.task.kind is not TaskKind.TASK:
             return self.task.priority
         return self.client_priority or self.task.priority or 1  # BOINC's default is the lowest

@@ -23,6 +23,13 @@ class JobError(ConfigError):
         self.line = line
         self.tag = tag
 
+    @classmethod
+    def again(cls, sentence: str, hint: str, file: str, line: int, tag: str) -> JobError:
+        """An error that another process had."""
+        error = cls(file, line, "", hint, tag)
+        error.args = (sentence,)
+        return error
+
 
 class TaskKind(enum.Enum):
     """The three kinds of task of a job; the value is the tag."""

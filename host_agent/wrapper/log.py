@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -31,6 +32,26 @@ class Log:
         """Only for a person who watches; not worth a line in the file."""
         if self.echo:
             self._echo(f"vmwrapper: {text}\n")
+
+    def append_tail(self, title: str, path: Path, limit: int) -> None:
+        """The end of a file, as it is, after a line that names it; nothing when it is empty."""
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - limit))
+                data = file.read(limit)
+        except OSError:
+            return
+        if data:
+            left_out = f", without its first {size - limit:,} bytes" if size > limit else ""
+            self.say(f"{title}{left_out}:")
+            with contextlib.suppress(OSError):
+                os.write(self._fd, data if data.endswith(b"\n") else data + b"\n")
+
+    def sync(self) -> None:
+        """Bring it to the disk: somebody may end us, or turn the computer off, at any moment now."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)

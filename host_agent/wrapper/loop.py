@@ -7,77 +7,22 @@ from pathlib import Path
 
 import attrs
 
-from .boinc.runtime import SERVICE_S, Runtime
-from .checkpoint import Checkpoint, write_checkpoint
+from .boinc.runtime import SERVICE_S, Leave, Runtime, Status
 from .events import Events
-from .job import Job, Task
+from .job import Task
 from .log import Log
+from .progress import Progress
 from .services import Services
-from .tasks import RunningTask, TaskEnd, TaskState
+from .sporadic import SporadicFiles
+from .tasks import ENDED_EARLY, TIME_LIMIT, RunningTask, TaskEnd, TaskState
 
 TICK_S = 1.0  # how often the client is asked; the end of a task wakes us at once
 SEARCH_TICK_S = 0.1  # while a host agent's endpoint file is looked for, which wakes nobody
+EARLY_GRACE_S = 10.0  # for a program that the project wants no more of
 
 
 class QuitError(Exception):
     """Not an error of the job: the client, or a signal, wants us to end now and be started again later."""
-
-
-@attrs.define(eq=False)
-class Clock:
-    """Run time of the job: seconds in which it was not suspended, over all its starts."""
-
-    seconds: float = 0.0
-    running: bool = True
-    _last: float = attrs.field(factory=time.monotonic)
-
-    def tick(self) -> float:
-        """Bring it up to date."""
-        now = time.monotonic()
-        if self.running:
-            self.seconds += now - self._last
-        self._last = now
-        return self.seconds
-
-
-@attrs.define(eq=False)
-class Progress:
-    """How far the job is: CPU time and weight of what is done, and the checkpoint on the disk."""
-
-    job: Job
-    slot: Path
-    runtime: Runtime
-    log: Log
-    trickle_s: float
-    checkpoint: Checkpoint = attrs.field(factory=Checkpoint)
-    clock: Clock = attrs.field(factory=Clock)
-    _shown: tuple[float, float] = (-1.0, 0.0)  # fraction and time of the last progress line
-    _trickled: float = 0.0
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from an earlier run."""
-        self.checkpoint = checkpoint
-        self.clock.seconds = self._trickled = checkpoint.run_time_s
-
-    def save(self, done: int, cpu_s: float) -> None:
-        """Write a checkpoint."""
-        self.checkpoint = Checkpoint(done, cpu_s, self.clock.tick())
-        write_checkpoint(self.slot, self.checkpoint)
-        self.runtime.checkpoint_completed()
-
-    def report(self, task: Task | None, cpu_s: float, part: float) -> None:
-        """Tell the client, and whoever watches: `part` of `task` is done, and all tasks before it."""
-        done = sum(each.weight for each in self.job.tasks[: self.checkpoint.tasks_done])
-        fraction = (done + (task.weight * part if task else 0.0)) / self.job.total_weight
-        self.runtime.report(cpu_s, self.checkpoint.cpu_s, fraction)
-        run_time = self.clock.tick()
-        if self.trickle_s > 0 and run_time - self._trickled >= self.trickle_s:
-            self._trickled = run_time
-            self.runtime.send_trickle_up("cpu_time", f"<cpu_time>{run_time:f}</cpu_time>")
-        if fraction - self._shown[0] >= 0.05 or run_time - self._shown[1] >= 30:
-            self._shown = (fraction, run_time)
-            what = f", {task.title}" if task else ""
-            self.log.progress(f"{fraction:6.1%} done, CPU {cpu_s:.1f} s, run time {run_time:.1f} s{what}")
 
 
 @attrs.define(eq=False)
@@ -90,18 +35,25 @@ class TaskLoop:
     log: Log
     progress: Progress
     services: Services
+    sporadic: SporadicFiles | None = None
+    status: Status = attrs.field(factory=Status)
 
     def run(self, task: Task, running: RunningTask, counted: bool = True) -> tuple[TaskEnd, float]:
-        """Run one task to its end; returns how it ended and its CPU seconds.
+        """Run one task to its end; returns how it ended, and the CPU seconds of it and of the daemons meanwhile.
 
         `counted`: it is one of the job's own tasks, with a weight and checkpoints. Raises QuitError and TaskError;
         the task does not run any more then.
         """
-        clock = self.progress.clock
-        start, base = clock.tick(), self.progress.checkpoint.cpu_s
+        progress = self.progress
+        base, beside = progress.checkpoint.cpu_s, self.services.cpu_seconds()
         saved = _Changed(self.slot / task.checkpoint_filename) if task.checkpoint_filename and counted else None
+        limits = _Limits(progress, task, running, counted)
+        state = TaskState.READY
         self.log.say(f"running {task.title}{' ' if task.command_line else ''}{task.command_line}")
-        state, expired = TaskState.READY, False
+
+        def cpu_seconds() -> float:
+            return running.cpu_seconds() + self.services.cpu_seconds() - beside
+
         try:
             self.follow_client(running)
             running.run()
@@ -111,24 +63,28 @@ class TaskLoop:
                     self.log.say(f"{task.title}: {state.value}")
                 self.services.check()
                 self.follow_client(running)
-                cpu_s = base + running.cpu_seconds()
-                self.progress.report(task if counted else None, cpu_s, running.fraction() if counted else 0.0)
+                cpu_s = base + cpu_seconds()
+                part = running.fraction() if counted else 0.0
+                progress.report(task if counted else None, cpu_s, part, self.status, running.other_pid())
                 if saved is not None and saved():
-                    self.progress.save(self.progress.checkpoint.tasks_done, cpu_s)
-                timeout = SEARCH_TICK_S if state is TaskState.WAITING_FOR_AGENT else TICK_S
-                left = task.time_limit - (clock.tick() - start) if task.time_limit and not expired else None
-                if left is not None and left <= 0:
-                    expired = True
-                    running.expire()
+                    progress.save(progress.checkpoint.tasks_done, cpu_s)
+                if limits.enforce():
                     continue  # a task on the host has ended now; one in a VM says so soon
-                self._wait(timeout if left is None or not clock.running else min(timeout, left))
+                self._wait(min(SEARCH_TICK_S if state is TaskState.WAITING_FOR_AGENT else TICK_S, limits.left_s()))
         finally:
             if running.state is not TaskState.DONE:
                 running.kill()
-        cpu = running.cpu_seconds()
+                self._say_last_words(task, running)
         if end.ok:
-            self.log.say(f"{task.title} {end.sentence}; CPU {cpu:.2f} s, run time {clock.tick() - start:.2f} s")
-        return end, cpu
+            self.log.say(
+                f"{task.title} {end.sentence}; CPU {running.cpu_seconds():.2f} s, run time {limits.ran_s:.2f} s"
+            )
+        return end, cpu_seconds()
+
+    def _say_last_words(self, task: Task, running: RunningTask) -> None:
+        """An aborted job's files go with its slot; of its errors, only what our log holds reaches the project."""
+        if self.status.leave is Leave.ABORT and (lines := running.error_tail()):
+            self.log.say(f"the end of {task.stderr_filename}:\n{lines}")
 
     def _wait(self, timeout_s: float) -> None:
         """Until something happens, at most so long. A client's message wakes nobody, so it is looked for in between."""
@@ -137,20 +93,65 @@ class TaskLoop:
         while left > 0 and not self.events.wait(min(left, SERVICE_S)) and not self.runtime.service():
             left = until - time.monotonic()
 
-    def follow_client(self, running: RunningTask) -> None:
+    def follow_client(self, running: RunningTask | None = None) -> None:
         """Suspend, resume or end the task as the client, or a signal, says. Raises QuitError."""
-        status = self.runtime.poll()
+        self.status = status = self.runtime.poll()
         if self.events.quit_signal:
             raise QuitError(self.events.quit_signal)
         if status.quit_reason:
             raise QuitError(status.quit_reason)
+        if status.reread:
+            self.runtime.init_data()
+        if self.sporadic is not None:
+            self.sporadic.tick(status)
+        self.progress.trickles.follow_project()
         clock = self.progress.clock
         clock.tick()
         if status.suspended == clock.running:
             clock.running = not status.suspended
             self.log.say("suspended by the client" if status.suspended else "resumed by the client")
-        # Also for a task that begins while the client wants quiet.
-        (running.stop if status.suspended else running.resume)()
+        self.services.follow(status.suspended)
+        if running is not None:  # also one that begins while the client wants quiet
+            (running.stop if status.suspended else running.resume)()
+
+
+class _Limits:
+    """Why a task may have to end before its program does: its time limit, or the project's wish."""
+
+    def __init__(self, progress: Progress, task: Task, running: RunningTask, counted: bool) -> None:
+        self._progress = progress
+        self._time_limit = task.time_limit
+        self._running = running
+        self._counted = counted
+        self._start = progress.clock.tick()
+        self._asked_at: float | None = None  # when the program was asked to end
+        self._expired = False
+
+    @property
+    def ran_s(self) -> float:
+        return self._progress.clock.tick() - self._start
+
+    def enforce(self) -> bool:
+        """End the task if its time is over; whether it was ended now."""
+        if self._expired:
+            return False
+        if self._counted and self._progress.state.state.end_early:
+            if self._asked_at is None:
+                self._asked_at = time.monotonic()
+                self._running.ask_to_end()
+            elif time.monotonic() - self._asked_at >= EARLY_GRACE_S:
+                self._expired = True
+                self._running.expire(ENDED_EARLY)
+        elif self._time_limit and self.ran_s >= self._time_limit:
+            self._expired = True
+            self._running.expire(TIME_LIMIT)
+        return self._expired
+
+    def left_s(self) -> float:
+        """Until `enforce()` has something to do."""
+        if not self._time_limit or self._expired or not self._progress.clock.running:
+            return TICK_S
+        return max(0.01, self._time_limit - self.ran_s)
 
 
 class _Changed:

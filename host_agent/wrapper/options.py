@@ -35,15 +35,15 @@ A job.xml is a list of tasks. Each runs on this computer or, when it names a <vi
   --nthreads N           what $NTHREADS stands for in command lines (default: 1)
   --device N             what $GPU_DEVICE_NUM stands for
   --trickle SECONDS      report the run time to the project every so many seconds of it
-  --use_tstp             accepted; tasks are always suspended with STOP
-  --passthrough_child    a task's exit status becomes ours (default: any failure is 195)
-  --sporadic SECONDS     accepted
+  --use_tstp             suspend a task with TSTP, which it can catch; only its first program, unless <multi_process/>
+  --sporadic             the task computes now and then, as files `ca` and `ac` say
+  --passthrough_child W… all further words are arguments of the tasks with <append_cmdline_args/>
   --version, --help
 
 It works without a BOINC client too. What it does goes to stderr.txt, how far it is to wrapper_checkpoint.txt
 (a restart goes on from there), and a finished job leaves boinc_finish_called.
 Exit status: 0 done or told to quit, 195 a task's program failed, 206 wrong option or job.xml,
-208 a virtual machine failed.
+208 a virtual machine failed (docs/exit-codes.md).
 
 Look at a job before you run it:   vmctl check job.xml
 """
@@ -61,10 +61,11 @@ class Options:
     nthreads: int = 1
     device: int = -1
     trickle_s: float = 0.0
-    passthrough_child: bool = False
+    use_tstp: bool = False
+    sporadic: bool = False
     help: bool = False
     version: bool = False
-    words: tuple[str, ...] = ()  # as given, for tasks with <append_cmdline_args/>
+    child_words: tuple[str, ...] = ()  # for tasks with <append_cmdline_args/>
 
 
 def parse_options(words: Sequence[str]) -> Options:
@@ -75,10 +76,10 @@ def parse_options(words: Sequence[str]) -> Options:
         name, equals, inline = word.partition("=")
         if name in ("--help", "-h", "--version", "-v"):
             values["help" if name in ("--help", "-h") else "version"] = True
-        elif name == "--use_tstp":
-            pass
-        elif name == "--passthrough_child":
-            values["passthrough_child"] = True
+        elif word in ("--use_tstp", "--sporadic"):
+            values[word.removeprefix("--")] = True
+        elif word == "--passthrough_child":
+            values["child_words"] = tuple(rest)
         elif name in _WITH_VALUE:
             field, convert = _WITH_VALUE[name]
             text = inline if equals else next(rest, None)
@@ -89,11 +90,10 @@ def parse_options(words: Sequence[str]) -> Options:
             except ValueError:
                 given = "nothing" if text is None else repr(text)
                 raise UsageError(f"{name} needs a {_KINDS[convert]}, not {given}", _HINT) from None
-            if field:
-                values[field] = value
+            values[field] = value
         else:
             raise UsageError(f"vmwrapper has no option {word!r}", _HINT)
-    return Options(words=tuple(words), **values)  # type: ignore[arg-type]
+    return Options(**values)  # type: ignore[arg-type]
 
 
 def _environment_threads() -> int:
@@ -109,5 +109,4 @@ _WITH_VALUE: dict[str, tuple[str, type[int] | type[float] | type[Path]]] = {
     "--nthreads": ("nthreads", int),
     "--device": ("device", int),
     "--trickle": ("trickle_s", float),
-    "--sporadic": ("", float),
 }

@@ -39,6 +39,16 @@ class Services:
         if self.agent is not None:
             self.agent.start()
 
+    def follow(self, suspended: bool) -> None:
+        """Daemons compute too, so they are suspended with the tasks; what manages VMs has to go on."""
+        for service in self._started:
+            if service in self.daemons:
+                (service.stop if suspended else service.resume)()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the daemons since they were started."""
+        return sum(service.cpu_seconds() for service in self.daemons)
+
     def check(self) -> None:
         """Raises TaskError when a VMmanage task failed. A daemon's end is noted, as BOINC's wrapper ignores it."""
         for service in self._started:

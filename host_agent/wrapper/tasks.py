@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +13,14 @@ from common.errors import VMwrapperError
 
 
 class TaskError(VMwrapperError):
-    """A task that could not be run, by no fault of its program: a missing file, a VM, a copy, the host agent."""
+    """A task that could not be run, by no fault of its program: a missing file, a VM, a copy, the host agent.
+
+    `passing`: it may help to try again in a while.
+    """
+
+    def __init__(self, sentence: str, hint: str = "", passing: bool = False) -> None:
+        super().__init__(sentence, hint)
+        self.passing = passing
 
 
 class TaskState(enum.Enum):
@@ -27,25 +35,29 @@ class TaskState(enum.Enum):
     DONE = "done"
 
 
+TIME_LIMIT = "reached its time limit and was ended"
+ENDED_EARLY = "was ended early, because the project asked for it"
+
+
 @attrs.frozen
 class TaskEnd:
     """How a task's program ended."""
 
     exit_code: int = 0
     signal: str = ""  # a name such as SIGKILL, when a signal ended it
-    timed_out: bool = False  # its time limit was up; BOINC's wrapper then goes on with the next task
+    on_purpose: str = ""  # why we ended it ourselves; the job then goes on
     reason: str = ""  # why it could not run at all
 
     @property
     def ok(self) -> bool:
         """Whether the job goes on."""
-        return self.timed_out or (self.exit_code == 0 and not self.signal and not self.reason)
+        return bool(self.on_purpose) or (self.exit_code == 0 and not self.signal and not self.reason)
 
     @property
     def sentence(self) -> str:
         """The end of a sentence that begins with the task's name."""
-        if self.timed_out:
-            return "reached its time limit and was ended"
+        if self.on_purpose:
+            return self.on_purpose
         if self.reason:
             return f"could not be run: {self.reason}"
         if self.signal:
@@ -72,8 +84,11 @@ class RunningTask(Protocol):
 
     def resume(self) -> None: ...
 
-    def expire(self) -> None:
-        """Its time limit is up: end the program; `poll()` then says `timed_out`."""
+    def expire(self, why: str = TIME_LIMIT) -> None:
+        """End the program, which is no failure; `poll()` then says so."""
+
+    def ask_to_end(self) -> None:
+        """Ask the program to end by itself, because the project wants no more; `expire()` follows if it does not."""
 
     def kill(self) -> None:
         """End it at once and for good."""
@@ -84,23 +99,26 @@ class RunningTask(Protocol):
     def fraction(self) -> float:
         """How much of it is done, 0 to 1."""
 
+    def other_pid(self) -> int:
+        """A process that is not below the wrapper and belongs to the task: a virtual machine's; 0: none."""
+
     def error_tail(self) -> str:
         """The last lines that it wrote to a standard error file of its own."""
 
 
 def read_fraction(path: Path) -> float:
-    """The last number of a fraction done file, 0 to 1; 0 when there is none."""
+    """A fraction done file: the number at the beginning of the last line that begins with one; 0 to 1."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - 256))
-            words = file.read(256).split()
+            lines = file.read(256).splitlines()
     except OSError:
         return 0.0
-    for word in reversed(words):
-        try:
-            value = float(word)
-        except ValueError:
-            continue
-        return min(1.0, max(0.0, value)) if value == value else 0.0
+    for line in reversed(lines):
+        if match := _FRACTION.match(line):
+            return min(1.0, max(0.0, float(match[0])))
     return 0.0
+
+
+_FRACTION = re.compile(rb"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")

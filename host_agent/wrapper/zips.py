@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.errors import VMwrapperError
+from common.files import HOST_AGENT_LOG
 
+from .boinc.slot_files import FINISH_FILE, INIT_DATA_FILE, TRICKLE_UP_FILE
 from .checkpoint import CHECKPOINT_FILE, write_atomically
+from .failures import passing_errno
+from .graphics import GRAPHICS_STATUS_FILE
 from .job import ZipOutput
 from .leftovers import PROCESSES_FILE
 from .log import STDERR_FILE
 from .resolve import resolve_path
+from .state import STATE_FILE
 
 INITIAL_FILES = "initial_file_list"
-_OURS = {INITIAL_FILES, CHECKPOINT_FILE, PROCESSES_FILE, "boinc_finish_called", "boinc_lockfile", "init_data.xml"}
+_OURS = {
+    INITIAL_FILES,
+    CHECKPOINT_FILE,
+    STATE_FILE,
+    PROCESSES_FILE,
+    GRAPHICS_STATUS_FILE,
+    HOST_AGENT_LOG,
+    FINISH_FILE,
+    INIT_DATA_FILE,
+    TRICKLE_UP_FILE,
+    "boinc_lockfile",
+    "boinc_mmap_file",
+}
 
 
 class ZipError(VMwrapperError):
     """An archive that cannot be read or written."""
 
 
-def unzip_inputs(slot: Path, names: Sequence[str]) -> list[str]:
-    """Unpack archives that are still there, then remove them; so each is unpacked once. Returns what was done."""
+def unzip_inputs(slot: Path, names: Sequence[str], breathe: Callable[[], None]) -> list[str]:
+    """Unpack archives that are there, then remove them. Returns what was done.
+
+    `breathe` is called between the pieces: a big archive takes longer than a client waits for an application to quit.
+    """
     done = []
     for name in names:
         if not (slot / name).exists():
@@ -34,11 +54,14 @@ def unzip_inputs(slot: Path, names: Sequence[str]) -> list[str]:
         try:
             with zipfile.ZipFile(resolve_path(slot, name)) as archive:
                 for member in archive.infolist():
+                    breathe()
                     path = Path(archive.extract(member, slot))  # which keeps members inside the slot
                     mode = member.external_attr >> 16 & 0o777
                     if mode and path.is_file():
                         path.chmod(mode | 0o600)
         except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            if isinstance(error, OSError) and passing_errno(error.errno):
+                raise
             raise ZipError(f"<unzip_input> {name} cannot be unpacked: {error}") from None
         (slot / name).unlink()
         done.append(name)
@@ -53,7 +76,7 @@ def note_initial_files(slot: Path) -> None:
         write_atomically(path, "".join(f"{name}\n" for name in names))
 
 
-def zip_outputs(slot: Path, output: ZipOutput) -> int:
+def zip_outputs(slot: Path, output: ZipOutput, breathe: Callable[[], None]) -> int:
     """Pack the new files that match into the archive, unless it is already there. Returns how many."""
     import zipfile
 
@@ -76,10 +99,13 @@ def zip_outputs(slot: Path, output: ZipOutput) -> int:
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in names:
+                breathe()
                 archive.write(resolve_path(slot, name), name)
         temporary.replace(target)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError) or passing_errno(error.errno):
+            raise
         raise ZipError(f"<zip_output> {output.zipfilename} cannot be written: {error}") from None
     return len(names)

@@ -2,8 +2,9 @@
 
     python fake_agent.py GUEST_DIRECTORY [ACTION=CALL ...]
 
-`refuse=CALL` answers it with an error, `die=CALL` ends the process, `early=1` ends it before it is ready.
-Every call is appended to GUEST_DIRECTORY/../calls.
+`refuse=CALL` answers it with an error, `die=CALL` ends the process, `die-once=CALL` only the first time,
+`early=1` ends it before it is ready, `keep=1` lets the VM and its commands outlive it, as a real agent with a state
+directory does. Every call is appended to GUEST_DIRECTORY/../calls.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 GUEST = Path(sys.argv[1])
 PLAN = dict(word.split("=", 1)[::-1] for word in sys.argv[2:])
-RUNNING: dict[str, subprocess.Popen[bytes]] = {}
+KEEP = "keep=1" in sys.argv[2:]
+STATE = GUEST.parent / "agent-state"  # of every command: ID.pid, and ID.status once it ended
 
 
 class Connection:
@@ -43,13 +46,17 @@ class Connection:
             with (GUEST.parent / "calls").open("a") as file:
                 file.write(f"{call} {json.dumps(args)}\n")
             action = PLAN.get(call)
+            if action == "die-once":
+                with contextlib.suppress(FileExistsError):
+                    (GUEST.parent / "died").touch(exist_ok=False)
+                    action = "die"
             if action == "die":
                 print(f"the fake agent dies at {call}", file=sys.stderr, flush=True)
                 os._exit(9)
             if action == "refuse":
                 self.send(id=number, error={"code": "vm_failed", "message": f"No {call} today.", "hint": "try later"})
             elif call == "shutdown":
-                shutil.rmtree(GUEST)
+                end_all()
                 self.send(id=number, done={})
                 os._exit(0)
             elif call == "run":
@@ -61,7 +68,12 @@ class Connection:
         return {}
 
     def do_vms(self) -> dict[str, Any]:
-        return {"vms": []}
+        return {"vms": [describe()] if (STATE / "vm").exists() else []}
+
+    def do_start_vm(self, **_args: Any) -> dict[str, Any]:
+        GUEST.mkdir(exist_ok=True)
+        (STATE / "vm").write_text(f"i-{os.getpid()}")
+        return describe()
 
     def do_put(self, vm: str, source: str, destination: str) -> dict[str, Any]:
         return {"copied": str(shutil.copy(source, GUEST / destination))}
@@ -70,43 +82,74 @@ class Connection:
         return {"copied": str(shutil.copy(GUEST / source, destination))}
 
     def do_signal(self, command: str, signal: str) -> dict[str, Any]:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(RUNNING[command].pid, SIGNALS[signal])
+        signal_command(command, SIGNALS[signal])
         return {}
 
     def run(self, number: int, args: dict[str, Any]) -> None:
-        stdin = GUEST / args["stdin"] if args["stdin"] else Path(os.devnull)
-        try:
-            with (
-                stdin.open("rb") as in_,
-                Path(args["stdout"]).open("ab") as out,
-                Path(args["stderr"]).open("ab") as err,
-            ):
-                process = subprocess.Popen(
-                    args["argv"],
-                    cwd=GUEST / args["cwd"],
-                    env={**os.environ, **args["env"]},
-                    stdin=in_,
-                    stdout=out,
-                    stderr=err,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            self.send(id=number, done={"outcome": "not_started", "reason": str(error), "command": "c-1"})
-            return
-        RUNNING["c-1"] = process
-        self.send(id=number, update="started", data={"command": "c-1", "pid": process.pid})
+        command = args["command"]
+        if not (STATE / f"{command}.pid").exists():
+            try:
+                begin(command, args)
+            except OSError as error:
+                self.send(id=number, done={"outcome": "not_started", "reason": str(error), "command": command})
+                return
+        pid = int((STATE / f"{command}.pid").read_text())
+        self.send(id=number, update="started", data={"command": command, "pid": pid})
         self.send(id=number, update="output", data={"stream": "stdout", "data": base64.b64encode(b"x").decode()})
-        status = process.wait()
+        status = STATE / f"{command}.status"
+        while not status.exists() and runs(pid):
+            time.sleep(0.02)
         with contextlib.suppress(OSError):
             fraction = float((GUEST / args["fraction_file"]).read_text())
             self.send(id=number, update="fraction", data={"fraction": fraction})
         self.send(id=number, update="usage", data={"cpu_s": 0.25, "rss_bytes": 1})
-        if status < 0:
-            done: dict[str, Any] = {"outcome": "signalled", "signal": signal.Signals(-status).name[3:]}
+        if status.exists():
+            done: dict[str, Any] = {"outcome": "exited", "exit_code": int(status.read_text())}
         else:
-            done = {"outcome": "exited", "exit_code": status}
-        self.send(id=number, done={**done, "user_s": 1.5, "system_s": 0.5, "command": "c-1"})
+            done = {"outcome": "signalled", "signal": "KILL"}
+        self.send(id=number, done={**done, "user_s": 1.5, "system_s": 0.5, "command": command})
+
+
+def begin(command: str, args: dict[str, Any]) -> None:
+    if "/" in args["argv"][0]:
+        (GUEST / args["argv"][0]).stat()
+    stdin = GUEST / args["stdin"] if args["stdin"] else Path(os.devnull)
+    with stdin.open("rb") as in_, Path(args["stdout"]).open("ab") as out, Path(args["stderr"]).open("ab") as err:
+        process = subprocess.Popen(
+            ["sh", "-c", '"$@"; echo $? > "$0.new"; mv "$0.new" "$0"', f"{STATE}/{command}.status", *args["argv"]],
+            cwd=GUEST / args["cwd"],
+            env={**os.environ, **args["env"]},
+            stdin=in_,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+    (STATE / f"{command}.pid").write_text(str(process.pid))
+    threading.Thread(target=process.wait, daemon=True).start()
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def signal_command(command: str, number: int) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.killpg(int((STATE / f"{command}.pid").read_text()), number)
+
+
+def end_all() -> None:
+    for file in STATE.glob("*.pid"):
+        signal_command(file.stem, signal.SIGKILL)
+    shutil.rmtree(STATE, ignore_errors=True)
+    shutil.rmtree(GUEST, ignore_errors=True)
+
+
+def describe() -> dict[str, Any]:
+    instance = (STATE / "vm").read_text()
+    return {"vm": "CernVM", "instance": instance, "state": "running", "agent": "present", "pid": os.getpid()}
 
 
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM}
@@ -114,14 +157,18 @@ SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM}
 
 def owner_gone() -> None:
     sys.stdin.buffer.read()
+    if not KEEP:
+        end_all()
     os._exit(0)
 
 
 def main() -> None:
-    if "1" in PLAN:
+    if PLAN.get("1") == "early":
         print("the fake agent cannot start", file=sys.stderr, flush=True)
         sys.exit(3)
-    GUEST.mkdir()
+    if not KEEP:
+        end_all()
+    STATE.mkdir(exist_ok=True)
     server = socket.socket(socket.AF_UNIX)
     path = f"{tempfile.mkdtemp(prefix='vmw-')}/s"
     server.bind(path)

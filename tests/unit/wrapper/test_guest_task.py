@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from host_agent.wrapper import loop
+from host_agent.wrapper import agent_process, loop
 from host_agent.wrapper.boinc.runtime import Leave, Status
 from host_agent.wrapper.boinc.slot_files import FINISH_FILE
 from host_agent.wrapper.boinc.standalone import StandaloneRuntime
-from host_agent.wrapper.main import Wrapper, build_wrapper
+from host_agent.wrapper.main import build_wrapper
 from host_agent.wrapper.options import Options
+from host_agent.wrapper.wrapper import Wrapper
 
 FAKE = Path(__file__).with_name("fake_agent.py")
 
@@ -38,6 +40,11 @@ JOB = """<job_desc><task>
 </task></job_desc>"""
 
 Run = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def _quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_process, "FIRST_RESTART_S", 0.05)
 
 
 @pytest.fixture
@@ -130,14 +137,81 @@ def test_refused_calls(slot: Path, call: str, sentence: str) -> None:
 def test_the_agent_dies(slot: Path, call: str) -> None:
     start = time.monotonic()
     assert run(slot, f"die={call}") == 208
-    assert "the host agent ended (exit status 9); the end of host-agent.log:" in log(slot)
+    assert log(slot).count("the host agent ended (exit status 9); the end of host-agent.log:") == 4
+    assert "starting it anew in 0.05 s (1 of at most 3)" in log(slot)
     assert f"    the fake agent dies at {call}" in log(slot)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 40
+
+
+@pytest.mark.parametrize("call", ["vms", "start_vm", "put", "run", "get"])
+@pytest.mark.parametrize("keep", [["keep=1"], []], ids=["its VM goes on", "its VM is gone too"])
+def test_the_agent_dies_once(slot: Path, call: str, keep: list[str]) -> None:
+    (slot / "worker.sh").write_text(WORKER.replace("exit", f"echo again >> {slot.parent}/runs; sleep 0.3; exit"))
+    assert run(slot, f"die-once={call}", *keep) == 0
+    assert (slot / "out").read_text() == "INPUT\n"
+    assert (slot / "o").read_text() == "WORDS\n"
+    assert (slot / "e").read_text() == "worker says 5 red\n"
+    assert (slot / "wrapper_checkpoint.txt").read_text().startswith("1 2.000000 ")
+    again = call == "get" and not keep  # its results are gone with the VM
+    assert (slot.parent / "runs").read_text() == "again\n" * (2 if again else 1)
+    ids = {args["command"] for name, args in calls(slot) if name == "run"}
+    assert (len(ids) == 2) == (not keep and call in ("run", "get"))
+
+
+def test_a_killed_wrapper_goes_on_with_the_command_that_it_started(slot: Path) -> None:
+    more = f"echo run >> {slot.parent}/runs; until [ -e {slot.parent}/go ]; do sleep 0.05; done; exit"
+    (slot / "worker.sh").write_text(WORKER.replace("exit", more))
+    code = f"""
+import sys
+from pathlib import Path
+from host_agent.wrapper.main import build_wrapper
+from host_agent.wrapper.options import Options
+agent = [sys.executable, {str(FAKE)!r}, {str(slot.parent / "guest")!r}, "keep=1"]
+build_wrapper(Options(), Path({str(slot)!r}), agent).run()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=FAKE.parents[3], stderr=subprocess.DEVNULL) as first:
+        until = time.monotonic() + 60
+        while not (slot.parent / "runs").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        first.kill()
+    assert (slot / "o").read_text() == "WORDS\n"
+    (slot.parent / "go").touch()
+    assert run(slot, "keep=1") == 0
+    assert (slot.parent / "runs").read_text() == "run\n"
+    assert (slot / "o").read_text() == "WORDS\n"
+    assert (slot / "out").read_text() == "INPUT\n"
+    assert "going on with command c-" in log(slot)
+    assert [call for call, _ in calls(slot)].count("put") == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("", ""), {}),
+        (("both", "both"), {"both": "before\nWORDS\nworker says 5 red\n"}),
+        (("both", ""), {"both": "before\nWORDS\n"}),
+    ],
+    ids=["no files", "one file for both", "one file"],
+)
+def test_output_files(slot: Path, names: tuple[str, str], expected: dict[str, str]) -> None:
+    (slot / "both").write_text("before\n")
+    tags = f"<stdout_filename>{names[0]}</stdout_filename><stderr_filename>{names[1]}</stderr_filename>"
+    job = JOB.replace("<stdout_filename>o</stdout_filename><stderr_filename>e</stderr_filename>", tags)
+    (slot / "job.xml").write_text(job)
+    assert run(slot) == 0
+    for name, text in expected.items():
+        assert (slot / name).read_text() == text
+    assert ("in CernVM) wrote to its stdout:\nWORDS\n" in log(slot)) == (not names[0])
+    assert ("in CernVM) wrote to its stderr:\nworker says 5 red\n" in log(slot)) == (not names[1])
+    (command,) = [args for call, args in calls(slot) if call == "run"]
+    assert len({command["stdout"], command["stderr"], str(slot / "stderr.txt")}) == 3
+    assert not list(slot.glob("vm_task_*"))
 
 
 def test_the_agent_does_not_start(slot: Path) -> None:
     assert run(slot, "early=1") == 208
-    assert "the host agent ended (exit status 3)" in log(slot)
+    assert log(slot).count("the host agent ended (exit status 3)") == 4
     assert "the fake agent cannot start" in log(slot)
 
 

@@ -20,7 +20,7 @@ from host_agent.wrapper.job import Task, TaskKind
 from host_agent.wrapper.leftovers import PROCESSES_FILE, Leftovers, kill_leftover
 from host_agent.wrapper.process_tree import ProcessStat, descendants, start_mark
 from host_agent.wrapper.resolve import Macros
-from host_agent.wrapper.tasks import TaskEnd, TaskError, TaskState, read_fraction
+from host_agent.wrapper.tasks import TIME_LIMIT, TaskEnd, TaskError, TaskState, read_fraction
 
 T = TypeVar("T")
 TASK = Task(kind=TaskKind.TASK, line=1, number=1, application="sh")
@@ -212,7 +212,7 @@ def test_time_limit(events: Events, tmp_path: Path) -> None:
     end = task.poll()
     assert end is not None
     assert end.ok
-    assert end.timed_out
+    assert end.on_purpose == TIME_LIMIT
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,17 @@ def test_leftovers_are_ended_and_strangers_are_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "fraction"),
-    [("", 0.0), ("0.5", 0.5), ("0.1\n0.2\nrubbish\n", 0.2), ("7", 1.0), ("-1", 0.0), ("nan", 0.0), ("0.3 " * 500, 0.3)],
+    [
+        ("", 0.0),
+        ("0.5", 0.5),
+        ("0.1\n0.2\nrubbish\n", 0.2),
+        ("7", 1.0),
+        ("-1", 0.0),
+        ("nan", 0.0),
+        ("0.4 of 1", 0.4),
+        ("0.25%\nabout 0.9", 0.25),
+        ("0.3 " * 500, 0.3),
+    ],
 )
 def test_fraction_file(tmp_path: Path, text: str, fraction: float) -> None:
     (tmp_path / "f").write_text(text)

@@ -76,7 +76,6 @@ def test_a_failing_task(slot: Path) -> None:
     assert "task 1 (sh) ended with exit status 3; the end of e:\n    why\n" in log(slot)
     assert (slot / "boinc_finish_called").read_text().startswith("195\n")
     assert not (slot / "never").exists()
-    assert run(slot, "--passthrough_child").returncode == 3
 
 
 @pytest.mark.parametrize("job", ["<job_desc/>", "not xml", "<job_desc><task><application/></task></job_desc>"])
@@ -173,13 +172,14 @@ def test_arguments_and_checkpoint_file(slot: Path) -> None:
     (slot / "s.sh").chmod(0o755)
     tags = "<application>./s.sh</application><command_line>$NTHREADS 'a b'</command_line><append_cmdline_args/>"
     write_job(slot, f"<task>{tags}</task>")
-    assert run(slot, "--nthreads", "3", "--device", "1").returncode == 0
-    assert (slot / "o").read_text().split()[1:] == ["3", "a", "b", "--nthreads", "3", "--device", "1"]
+    assert run(slot, "--nthreads", "3", "--device", "1", "--passthrough_child", "--x", "$NTHREADS y").returncode == 0
+    assert (slot / "o").read_text().split()[1:] == ["3", "a", "b", "--x", "3", "y"]
 
 
 def test_options() -> None:
-    assert parse_options(["--nthreads=2", "--trickle", "1.5", "--use_tstp"]) == Options(
-        nthreads=2, trickle_s=1.5, words=("--nthreads=2", "--trickle", "1.5", "--use_tstp")
+    words = ["--nthreads=2", "--trickle", "1.5", "--use_tstp", "--sporadic", "--passthrough_child", "--nthreads", "x"]
+    assert parse_options(words) == Options(
+        nthreads=2, trickle_s=1.5, use_tstp=True, sporadic=True, child_words=("--nthreads", "x")
     )
     for words in (["--nthreads"], ["--nthreads", "x"], ["--no-such"], ["job.xml"]):
         with pytest.raises(UsageError):

@@ -1,0 +1,81 @@
+"""`vmwrapper_state.json`: what a restarted wrapper must know beside BOINC's `wrapper_checkpoint.txt`.
+
+Two lines: a JSON object and its SHA-256. It is replaced as a whole; should a disk lose part of it all the same,
+the second line says so, and the file counts as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from .checkpoint import write_atomically
+
+STATE_FILE = "vmwrapper_state.json"
+_MOST_BYTES = 1 << 20
+
+
+@attrs.frozen
+class CommandRecord:
+    """The program of a task in a VM, written down before the host agent is asked to run it."""
+
+    task: int  # its number in the job, from 1
+    vm: str
+    instance: str  # which incarnation of the VM: a new one knows nothing of the command
+    command: str  # its id, chosen by us: to ask again for the same id is to ask for the same run
+    asked: bool = False  # the inputs are in the VM, and the host agent may know the id
+    agent: str = ""  # the host agent's state directory
+    output_starts: Mapping[str, int] = attrs.field(factory=dict)  # sizes of the output files before the task
+
+
+@attrs.frozen
+class State:
+    """Everything in the file."""
+
+    command: CommandRecord | None = None
+    temporary_exits: int = 0  # since there was progress
+    trickle_s: float | None = None  # the period that the project asked for; None: the option's
+    trickles: int = 0  # sent so far
+    end_early: bool = False  # the project wants no more
+
+
+class StateFile:
+    """The state, and its file in the slot."""
+
+    def __init__(self, slot: Path) -> None:
+        self._path = slot / STATE_FILE
+        self.state = read_state(self._path) or State()
+
+    def change(self, **values: Any) -> None:
+        """Change some of it; when this returns, it is on the disk."""
+        changed = attrs.evolve(self.state, **values)
+        if changed != self.state:
+            self.state = changed
+            write_atomically(self._path, state_text(changed))
+
+
+def state_text(state: State) -> str:
+    """The file's content."""
+    line = json.dumps(attrs.asdict(state), sort_keys=True)
+    return f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n"
+
+
+def read_state(path: Path) -> State | None:
+    """A state, or None when there is none that is whole and of our making."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES)
+        line, digest, rest = data.split(b"\n")
+        if rest or digest.decode("ascii") != hashlib.sha256(line).hexdigest():
+            return None
+        values = json.loads(line)
+        if values["command"] is not None:
+            values["command"] = CommandRecord(**values["command"])
+        return State(**values)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
