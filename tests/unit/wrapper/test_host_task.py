@@ -122,6 +122,7 @@ def test_use_tstp(events: Events, tmp_path: Path, multi_process: bool, child: st
     task.use_tstp = True
     task.run()
     pid = int((tmp_path / "ready").read_text())
+    wait_for(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")  # before that it has the shell's trap
     task.stop()
     wait_for(lambda: (tmp_path / "o2").exists())  # it was told, and sees to itself
     wait_for(lambda: state_of(pid) == child)
