@@ -11,6 +11,7 @@ from .errors import ConfigError
 # In the slot directory of the BOINC client
 JOB_FILE = "job.xml"
 HOST_AGENT_LOG = "host-agent.log"
+HOST_AGENT_STATE = "host-agent"
 
 # In the home of the guest agent
 GUEST_STATE = ".vmwrapper"

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import attrs
 
 from common.errors import VMwrapperError
-from common.files import HOST_AGENT_LOG, endpoints_dir
+from common.files import HOST_AGENT_LOG, HOST_AGENT_STATE, endpoints_dir
 
 from ..control_client import ControlClient, ControlError, Endpoint, parse_endpoint, read_endpoint
 from .events import Events
@@ -32,7 +32,7 @@ READY_DEADLINE_S = 60.0
 SHUTDOWN_DEADLINE_S = 20.0  # VMs end at once; the client gives us 60 s for everything
 TERMINATE_DEADLINE_S = 5.0
 MOST_RESTARTS = 3
-FIRST_RESTART_S = 0.5  # doubled each time
+FIRST_RESTART_S = 1.0  # doubled each time; one whose wrapper was killed may still be ending its VMs
 _MAX_FIRST_LINE = 65536
 
 
@@ -118,8 +118,8 @@ class OwnedAgent:
         self._slot = slot
         self._events = events
         self._say = say
-        self._argv = list(argv or agent_argv())
-        self.state_directory = ""
+        self.state_directory = str(slot / HOST_AGENT_STATE)
+        self._argv = [*(argv or agent_argv()), "--state", self.state_directory]
         self._log = slot / HOST_AGENT_LOG
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -131,6 +131,7 @@ class OwnedAgent:
         self._restarts = 0
         self._restart_at = 0.0
         self._why_gone = TaskError("the host agent was not started")
+        self._was_ready = False
 
     def start(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -171,6 +172,7 @@ class OwnedAgent:
         if not self._reading and b"\n" in self._line:
             try:
                 self._connection.open(self._endpoint())
+                self._was_ready = True
             except TaskError:
                 if self._process.poll() is None:
                     raise
@@ -198,8 +200,18 @@ class OwnedAgent:
             raise self._why_gone
         delay = FIRST_RESTART_S * 2**self._restarts
         self._restarts += 1
+        if self._restarts == MOST_RESTARTS and not self._was_ready:
+            self._set_state_aside()
         self._restart_at = time.monotonic() + delay
         self._say(f"{self._why_gone}\nstarting it anew in {delay:g} s ({self._restarts} of at most {MOST_RESTARTS})")
+
+    def _set_state_aside(self) -> None:
+        """An agent that never came up may be one that cannot read its state; without it there are no VMs to go on with,
+        but the job can begin its task again. The VMs are then swept away."""
+        state = Path(self.state_directory)
+        with contextlib.suppress(OSError):
+            state.replace(state.with_name(f"{state.name}.unusable"))
+            self._say(f"without the state directory {state.name}, which may be why it does not come up")
 
     def _start_anew(self) -> None:
         if not self._restarts:

@@ -150,13 +150,13 @@ class GuestTask:
 
     def _vms_listed(self, result: Mapping[str, Any]) -> None:
         for vm in result.get("vms") or ():
-            if vm.get("vm") == self.task.virtualmachine and vm.get("state") in ("running", "paused"):
+            if vm.get("vm") == self.task.virtualmachine and vm.get("state") in ("running", "paused", "saved"):
                 self._found(vm)
                 return
         self._steps.append(self._start_vm)
 
     def _found(self, vm: Mapping[str, Any]) -> None:
-        if vm.get("state") == "paused":
+        if vm.get("state") != "running":
             self._steps.append(lambda client: self._ask(client, "resume_vm", self._vm(), self._vm_ready))
         elif vm.get("agent") == "present":
             self._vm_ready(vm)

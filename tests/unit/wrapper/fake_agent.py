@@ -1,6 +1,6 @@
 """A host agent that has no VMs: a directory is the guest. Speaks docs/control.md, and fails as it is told.
 
-    python fake_agent.py GUEST_DIRECTORY [ACTION=CALL ...]
+    python fake_agent.py GUEST_DIRECTORY [ACTION=CALL ...] --state DIRECTORY
 
 `refuse=CALL` answers it with an error, `die=CALL` ends the process, `die-once=CALL` only the first time,
 `early=1` ends it before it is ready, `keep=1` lets the VM and its commands outlive it, as a real agent with a state
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 GUEST = Path(sys.argv[1])
-PLAN = dict(word.split("=", 1)[::-1] for word in sys.argv[2:])
+PLAN = dict(word.split("=", 1)[::-1] for word in sys.argv[2:] if "=" in word)
 KEEP = "keep=1" in sys.argv[2:]
 STATE = GUEST.parent / "agent-state"  # of every command: ID.pid, and ID.status once it ended
 
@@ -164,6 +164,7 @@ def owner_gone() -> None:
 
 def main() -> None:
     if PLAN.get("1") == "early":
+        Path(sys.argv[-1]).mkdir(exist_ok=True)
         print("the fake agent cannot start", file=sys.stderr, flush=True)
         sys.exit(3)
     if not KEEP:

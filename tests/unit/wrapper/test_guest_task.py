@@ -213,6 +213,8 @@ def test_the_agent_does_not_start(slot: Path) -> None:
     assert run(slot, "early=1") == 208
     assert log(slot).count("the host agent ended (exit status 3)") == 4
     assert "the fake agent cannot start" in log(slot)
+    assert "without the state directory host-agent, which may be why it does not come up" in log(slot)
+    assert (slot / "host-agent.unusable").is_dir()
 
 
 def test_a_missing_input_is_found_before_anything_starts(slot: Path) -> None:
