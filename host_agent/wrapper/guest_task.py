@@ -123,7 +123,7 @@ class GuestTask:
             self._signal("KILL")
         self._finish(self._end or TaskEnd(signal="SIGKILL"))
 
-    def cpu_seconds(self) -> float:
+    def cpu_seconds(self, now: bool = False) -> float:
         return self._cpu_s
 
     def fraction(self) -> float:

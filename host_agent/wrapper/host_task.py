@@ -189,10 +189,10 @@ class HostTask:
         """Whether a process belongs to this task."""
         return self._process is not None and self._process.contains(pid)
 
-    def cpu_seconds(self) -> float:
-        now = time.monotonic()
-        if self._process and (self.state is TaskState.DONE or now - self._cpu_measured >= CPU_INTERVAL_S):
-            self._cpu_measured = now
+    def cpu_seconds(self, now: bool = False) -> float:
+        age = time.monotonic() - self._cpu_measured
+        if self._process and (now or self.state is TaskState.DONE or age >= CPU_INTERVAL_S):
+            self._cpu_measured = time.monotonic()
             self._cpu_s = self._process.cpu_seconds()
         return self._cpu_s
 

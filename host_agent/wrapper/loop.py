@@ -45,14 +45,14 @@ class TaskLoop:
         the task does not run any more then.
         """
         progress = self.progress
-        base, beside = progress.checkpoint.cpu_s, self.services.cpu_seconds()
+        base, beside = progress.checkpoint.cpu_s, self.services.cpu_seconds(now=True)
         saved = _Changed(self.slot / task.checkpoint_filename) if task.checkpoint_filename and counted else None
         limits = _Limits(progress, task, running, counted)
         state = TaskState.READY
         self.log.say(f"running {task.title}{' ' if task.command_line else ''}{task.command_line}")
 
-        def cpu_seconds() -> float:
-            return running.cpu_seconds() + self.services.cpu_seconds() - beside
+        def cpu_seconds(now: bool = False) -> float:
+            return running.cpu_seconds(now) + self.services.cpu_seconds(now) - beside
 
         try:
             self.follow_client(running)
@@ -67,7 +67,7 @@ class TaskLoop:
                 part = running.fraction() if counted else 0.0
                 progress.report(task if counted else None, cpu_s, part, self.status, running.other_pid())
                 if saved is not None and saved():
-                    progress.save(progress.checkpoint.tasks_done, cpu_s)
+                    progress.save(progress.checkpoint.tasks_done, base + cpu_seconds(now=True))
                 if limits.enforce():
                     continue  # a task on the host has ended now; one in a VM says so soon
                 self._wait(min(SEARCH_TICK_S if state is TaskState.WAITING_FOR_AGENT else TICK_S, limits.left_s()))
@@ -79,7 +79,7 @@ class TaskLoop:
             self.log.say(
                 f"{task.title} {end.sentence}; CPU {running.cpu_seconds():.2f} s, run time {limits.ran_s:.2f} s"
             )
-        return end, cpu_seconds()
+        return end, cpu_seconds(now=True)
 
     def _say_last_words(self, task: Task, running: RunningTask) -> None:
         """An aborted job's files go with its slot; of its errors, only what our log holds reaches the project."""

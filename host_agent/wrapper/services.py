@@ -45,9 +45,9 @@ class Services:
             if service in self.daemons:
                 (service.stop if suspended else service.resume)()
 
-    def cpu_seconds(self) -> float:
+    def cpu_seconds(self, now: bool = False) -> float:
         """CPU time of the daemons since they were started."""
-        return sum(service.cpu_seconds() for service in self.daemons)
+        return sum(service.cpu_seconds(now) for service in self.daemons)
 
     def check(self) -> None:
         """Raises TaskError when a VMmanage task failed. A daemon's end is noted, as BOINC's wrapper ignores it."""

@@ -93,8 +93,8 @@ class RunningTask(Protocol):
     def kill(self) -> None:
         """End it at once and for good."""
 
-    def cpu_seconds(self) -> float:
-        """CPU time so far, user and system, its children included; never goes down."""
+    def cpu_seconds(self, now: bool = False) -> float:
+        """CPU time so far, user and system, its children included; never goes down. `now`: not some seconds ago."""
 
     def fraction(self) -> float:
         """How much of it is done, 0 to 1."""

@@ -77,9 +77,7 @@ def test_a_checkpoint_of_boincs_own_wrapper(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_crash_while_writing_leaves_the_old_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_crash_while_writing_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     write_checkpoint(tmp_path, Checkpoint(1, 1.0, 1.0))
     state = StateFile(tmp_path)
     state.change(trickles=1)
@@ -90,10 +88,12 @@ def test_a_crash_while_writing_leaves_the_old_state(
     def cut(*_args: object, **_more: object) -> None:
         raise PowerCut
 
-    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), cut)
-    for write in (lambda: write_checkpoint(tmp_path, Checkpoint(2, 2.0, 2.0)), lambda: state.change(trickles=2)):
-        with pytest.raises(PowerCut):
-            write()
+    owner: object = os if call == "fsync" else Path
+    monkeypatch.setattr(owner, call, cut)
+    with pytest.raises(PowerCut):
+        write_checkpoint(tmp_path, Checkpoint(2, 2.0, 2.0))
+    with pytest.raises(PowerCut):
+        state.change(trickles=2)
     assert read_checkpoint(tmp_path) == Checkpoint(1, 1.0, 1.0)
     assert StateFile(tmp_path).state == State(trickles=1)
 

@@ -55,7 +55,7 @@ def number(text: str, tag: str) -> float:
 
 
 def test_one_message_a_period(trickles: Trickles, client: Client) -> None:
-    for second in range(0, 351):
+    for second in range(351):
         trickles.tick(work(second))
     assert [variety for variety, _ in client.sent] == [VARIETY] * 3
     text = client.sent[-1][1]
@@ -94,7 +94,9 @@ def test_the_project_changes_the_period(trickles: Trickles, client: Client, said
 
 
 @pytest.mark.parametrize("text", ["<trickle_period>-5</trickle_period>", "<trickle_period>x</trickle_period>", "\0hi"])
-def test_what_is_not_known_is_said_and_done_with(trickles: Trickles, said: list[str], tmp_path: Path, text: str) -> None:
+def test_what_is_not_known_is_said_and_done_with(
+    trickles: Trickles, said: list[str], tmp_path: Path, text: str
+) -> None:
     (tmp_path / "trickle_down_1_2").write_text(text)
     trickles.follow_project()
     assert not (tmp_path / "trickle_down_1_2").exists()
@@ -124,15 +126,16 @@ def handler() -> Any:
     """The Python of docs/credit.md, as a project would take it."""
     (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     names: dict[str, Any] = {"__name__": "handler"}
-    exec(compile(code, str(DOCS), "exec", dont_inherit=True), names)
+    exec(compile(code, str(DOCS), "exec", dont_inherit=True), names)  # noqa: S102
     return names
 
 
 Grant = Callable[..., float]
 
 
-def sent(run_time_s: float, fpops: float = 2e9, **changes: float) -> str:
-    return trickle_text(attrs.evolve(work(run_time_s), **changes), 1, 100.0, fpops)
+def sent(run_time_s: float, fpops: float = 2e9, cpu_s: float | None = None) -> str:
+    done = work(run_time_s)
+    return trickle_text(done if cpu_s is None else attrs.evolve(done, cpu_s=cpu_s), 1, 100.0, fpops)
 
 
 def test_credit_of_what_we_send(handler: Any) -> None:
