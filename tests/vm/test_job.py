@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.vm
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMWRAPPER_RUNTIME", str(tmp_path / "run"))
+    monkeypatch.setenv("VMWRAPPER_GRACE", "2")
     monkeypatch.setenv("VMWRAPPER_IMAGES", os.environ.get("VMWRAPPER_IMAGES", str(ROOT / "build" / "images")))
 
 
@@ -57,6 +59,15 @@ def qemu_of(slot: Path, deadline: float = 60.0) -> psutil.Process:
     raise AssertionError("no task was running in a VM")
 
 
+def agent_of(qemu: psutil.Process) -> psutil.Process:
+    """The host agent that has the VM of this process."""
+    for entry in ledger_dir().glob("*/entry.json"):
+        value = json.loads(entry.read_bytes())
+        if value["process"] is not None and value["process"][0] == qemu.pid:
+            return psutil.Process(value["owner"][0])
+    raise AssertionError("no ledger entry names the VM")
+
+
 def test_the_worker_example(tmp_path: Path) -> None:
     slot = tmp_path / "slot"
     done = subprocess.run(example(slot), capture_output=True, text=True, timeout=DEADLINE, check=False)
@@ -81,7 +92,7 @@ def test_a_killed_vm_ends_the_job_with_its_reason(tmp_path: Path) -> None:
     assert job.returncode == 208, output
     assert "killed by signal 9" in (slot / "stderr.txt").read_text()
     assert "Traceback" not in output
-    psutil.wait_procs([qemu], timeout=10)
+    psutil.wait_procs([qemu], timeout=30)
     subprocess.run([VMCTL, "sweep"], check=True, timeout=60)
     assert [each for each in left_behind(slot) if not each.endswith((".json", ".sock"))] == []
 
@@ -90,8 +101,7 @@ def test_a_killed_host_agent_is_started_anew_and_the_task_goes_on(tmp_path: Path
     slot = tmp_path / "slot"
     with subprocess.Popen(example(slot), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
         qemu = qemu_of(slot)
-        agent = qemu.parent()
-        assert agent is not None
+        agent = agent_of(qemu)
         agent.kill()
         psutil.wait_procs([agent], timeout=10)
         assert qemu.is_running()
@@ -112,8 +122,7 @@ def test_a_wrapper_that_is_killed_leaves_no_vm(tmp_path: Path) -> None:
     slot = tmp_path / "slot"
     with subprocess.Popen(example(slot), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
         qemu = qemu_of(slot)
-        agent = qemu.parent()
-        assert agent is not None
+        agent = agent_of(qemu)
         wrapper = agent.parent()
         assert wrapper is not None
         wrapper.kill()
