@@ -77,6 +77,7 @@ class ControlServer:
         factory = _ControlFactory(self)
         if hasattr(socket, "AF_UNIX"):
             path = directory / f"{self._agent}.sock"
+            path.unlink(missing_ok=True)  # of an agent that was killed: its id, and with it the path, is ours alone
             self._port = self._reactor.listenUNIX(str(path), factory, mode=stat.S_IRUSR | stat.S_IWUSR)
             self.endpoint = Endpoint(self._agent, file, path, None, "")
         else:

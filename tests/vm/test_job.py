@@ -97,7 +97,10 @@ def test_a_killed_vm_ends_the_job_with_its_reason(tmp_path: Path) -> None:
     assert [each for each in left_behind(slot) if not each.endswith((".json", ".sock"))] == []
 
 
-def test_a_killed_host_agent_is_started_anew_and_the_task_goes_on(tmp_path: Path) -> None:
+def test_a_killed_host_agent_is_started_anew_and_the_task_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VMWRAPPER_GRACE")  # time for the next one to come
     slot = tmp_path / "slot"
     with subprocess.Popen(example(slot), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
         qemu = qemu_of(slot)
