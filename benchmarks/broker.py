@@ -105,7 +105,7 @@ def run() -> dict[str, float]:
             results["requests_per_second"] = _best_of_two(server.port, REQUESTS)
             results["of_limit"] = results["requests_per_second"] / results["limit_per_second"]
             results["one_at_a_time_median_us"] = _single_request_us(server.port)
-            alone, flooded = _latency_beside_a_flood(server.port)
+            alone, flooded = latency_beside_a_flood(server.port)
             results["flood_alone_median_us"] = alone
             results["flood_beside_median_us"] = flooded
             results["flood_ratio"] = flooded / alone
@@ -134,19 +134,27 @@ def _best_of_two(port: int, count: int) -> float:
 
 def _beside_idle_clients(port: int, measure: Callable[[], float]) -> float:
     """What `measure` says when subscribed clients have exchanged nothing but heart-beats for a while."""
-    clients = [_client(port, f"idle.{number}", HEART_BEAT_MS) for number in range(IDLE_CLIENTS)]
+    clients: list[socket.socket] = []
     chosen = selectors.DefaultSelector()
-    for client in clients:
-        client.setblocking(False)
-        chosen.register(client, selectors.EVENT_READ)
-    heard: set[int] = set()
-    until = time.monotonic() + IDLE_SECONDS
     beat = 0.0
-    while time.monotonic() < until:
+
+    def beat_when_due() -> None:
+        nonlocal beat
         if time.monotonic() > beat:
             beat = time.monotonic() + HEART_BEAT_MS / 2000
             for client in clients:
                 client.send(b"\n")
+
+    for number in range(IDLE_CLIENTS):
+        beat_when_due()  # those that are there already: it takes longer than a heart-beat until all are
+        client = _client(port, f"idle.{number}", HEART_BEAT_MS)
+        client.setblocking(False)
+        chosen.register(client, selectors.EVENT_READ)
+        clients.append(client)
+    heard: set[int] = set()
+    until = time.monotonic() + IDLE_SECONDS
+    while time.monotonic() < until:
+        beat_when_due()
         for key, _ in chosen.select(0.2):
             end: socket.socket = key.fileobj  # type: ignore[assignment]
             if not end.recv(4096):
@@ -203,12 +211,12 @@ def _exchange(requester: socket.socket, responder: socket.socket, request: bytes
     return count / seconds
 
 
-def _single_request_us(port: int) -> float:
+def _single_request_us(port: int, requests: int = SINGLE_REQUESTS) -> float:
     """The median time of one request and its reply when nothing else goes on."""
     client = _client(port, "single")
     frame = _send_frame("single")
     times = []
-    for _ in range(SINGLE_REQUESTS):
+    for _ in range(requests):
         started = time.perf_counter()
         client.sendall(frame)
         data = client.recv(65536)
@@ -220,18 +228,18 @@ def _single_request_us(port: int) -> float:
     return median(times) * 1e6
 
 
-def _latency_beside_a_flood(port: int) -> tuple[float, float]:
+def latency_beside_a_flood(port: int, rounds: int = 4, requests: int = SINGLE_REQUESTS) -> tuple[float, float]:
     """Median microseconds of one request alone, and while another client sends as fast as it can.
 
     Both are the lowest of several rounds in turn, because other load on the machine comes and goes.
     """
     alone, flooded = [], []
     connect = f"CONNECT\naccept-version:1.2\nlogin:{_LOGIN}\npasscode:{_PASSCODE}\n\n"
-    for _ in range(4):
-        alone.append(_single_request_us(port))
+    for _ in range(rounds):
+        alone.append(_single_request_us(port, requests))
         with _server(_FLOOD, str(port), connect):
             time.sleep(0.3)
-            flooded.append(_single_request_us(port))
+            flooded.append(_single_request_us(port, requests))
     return min(alone), min(flooded)
 
 

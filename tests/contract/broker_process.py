@@ -30,9 +30,10 @@ class RunningBroker(NamedTuple):
 
 
 @contextlib.contextmanager
-def running_broker(folder: Path, *options: str) -> Iterator[RunningBroker]:
+def running_broker(
+    folder: Path, *options: str, login: str = "tester", passcode: str = "a passcode"
+) -> Iterator[RunningBroker]:
     """A broker on a free port of the loopback, ended by SIGTERM."""
-    login, passcode = "tester", "a passcode"
     passcode_file = folder / "passcode"
     passcode_file.write_text(passcode)
     command = [sys.executable, "-c", PROGRAM, "broker", "--listen", "127.0.0.1:0", "--login", login]

@@ -202,20 +202,40 @@ def test_a_guest_cannot_hear_other_guests_beacons(site: Site, closing: Callable[
             assert b"a beacon" not in heard + bodies(spy, 0.1), name
 
 
+def statistics(client: RawStomp, name: str) -> dict[str, object]:
+    """What ActiveMQ tells of itself or of a destination."""
+    client.send("SEND", {"destination": f"/queue/ActiveMQ.Statistics.{name}", "reply-to": "/temp-queue/s"})
+    found: dict[str, object] = {}
+    for entry in json.loads(client.receive().body)["map"]["entry"]:
+        key, *value = [entry["string"]] if isinstance(entry["string"], str) else entry["string"]
+        found[key] = value[0] if value else next(entry[kind] for kind in entry if kind != "string")
+    return found
+
+
 def test_only_the_monitor_reads_statistics(activemq: RunningBroker) -> None:
     site = Site(activemq)
-    for login, answered in ((site.broker.plan.hosts[0].guests[0], False), (site.broker.plan.monitor, True)):
-        with site.raw(login) as client:
-            as_json = {"transformation": "jms-map-json"}
-            subscription = {"id": "1", "destination": "/temp-queue/s", "ack": "auto", "receipt": "1", **as_json}
-            client.send("SUBSCRIBE", subscription)
-            first = client.receive()
-            if not answered:
-                assert first.command == "ERROR"
-                continue
-            client.send("SEND", {"destination": "/queue/ActiveMQ.Statistics.Broker", "reply-to": "/temp-queue/s"})
-            entries = json.loads(client.receive().body)["map"]["entry"]
-            assert "enqueueCount" in {entry["string"] for entry in entries if isinstance(entry["string"], str)}
+    asks = {"id": "1", "destination": "/temp-queue/s", "ack": "auto", "receipt": "1", "transformation": "jms-map-json"}
+    with site.raw(activemq.plan.hosts[0].guests[0]) as guest:
+        guest.send("SUBSCRIBE", asks)
+        assert guest.receive().command == "ERROR"
+    with site.raw(activemq.plan.monitor) as monitor:
+        monitor.send("SUBSCRIBE", asks)
+        assert monitor.receive().command == "RECEIPT"
+        assert "enqueueCount" in statistics(monitor, "Broker")
+
+
+def test_refused_messages_go_to_the_dead_letters(activemq: RunningBroker) -> None:
+    site, one = Site(activemq), activemq.plan.hosts[1]
+    queue = messages.host_queue(one.host.name)
+    with site.raw(one.host) as host, site.raw(one.guests[0]) as guest, site.raw(activemq.plan.monitor) as monitor:
+        host.send("SUBSCRIBE", {"id": "1", "destination": queue, "ack": "client-individual", "receipt": "1"})
+        assert host.receive().command == "RECEIPT"
+        guest.send("SEND", {"destination": queue}, b"refused")
+        host.send("NACK", {"id": host.receive().headers["ack"], "receipt": "2"})
+        assert host.receive().command == "RECEIPT"
+        asks = {"id": "1", "destination": "/temp-queue/s", "ack": "auto", "transformation": "jms-map-json"}
+        monitor.send("SUBSCRIBE", asks)
+        assert statistics(monitor, "Destination.ActiveMQ.DLQ")["size"] == 1
 
 
 def test_a_host_cannot_touch_what_belongs_to_another_host(site: Site, closing: Callable[[Client], Client]) -> None:
