@@ -7,7 +7,8 @@ one that is told nothing throws the work away. So: seconds at first, doubled eac
 from __future__ import annotations
 
 import errno
-import random
+import os
+from collections.abc import Callable
 
 from common.errors import VMwrapperError
 
@@ -50,11 +51,18 @@ def passing_reason(error: BaseException) -> str:
     return ""
 
 
-def delay_s(count: int, chance: random.Random | None = None) -> int:
-    """How long the client shall wait before the start after the `count`-th failure in a row (from 1)."""
+def delay_s(count: int, chance: Callable[[], float] | None = None) -> int:
+    """How long the client shall wait before the start after the `count`-th failure in a row (from 1).
+
+    `chance`: a number from 0 to 1.
+    """
     delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(count - 1, 16))
-    spread = (chance or random.SystemRandom()).uniform(1 - JITTER, 1 + JITTER)
+    spread = 1 - JITTER + 2 * JITTER * (chance or _chance)()
     return round(min(LONGEST_DELAY_S, delay * spread))
+
+
+def _chance() -> float:
+    return int.from_bytes(os.urandom(4), "big") / (1 << 32)  # the random module would bring 4 MB of OpenSSL
 
 
 def lasting_status(error: BaseException) -> Exit:

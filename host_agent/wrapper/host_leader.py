@@ -14,6 +14,7 @@ end `{"code": …, "signal": …, "cpu_s": …}`. SIGUSR1 makes it end the tree.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -67,6 +68,7 @@ def fork_leader(spec: LeaderSpec) -> tuple[int, int]:
 
 def _in_child(spec: LeaderSpec, pipe: int, parent: int) -> NoReturn:
     """Never returns into the wrapper's code, whatever happens."""
+    gc.disable()  # which would touch, and so copy, every page that we share with the wrapper
     try:
         _Leader(spec, pipe).lead(parent)
     except BaseException as error:

@@ -6,6 +6,7 @@ BOINC puts a file of the project into the slot as a small *soft link* file,
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import attrs
 
 from .job import Task
 
+WINDOWS = os.name == "nt"
 _LINK_BYTES = 1024  # BOINC reads no more of a link either
 _LINK = re.compile(rb"<soft_link>\s*([^<>\x00-\x1f]+?)\s*</soft_link>")
 _RESOLVE = re.compile(r"boinc_resolve\(([^)]*)\)")
@@ -133,12 +135,19 @@ def _argument(word: str, task: Task, slot: Path) -> str:
         return _RESOLVE.sub(lambda match: match[1].strip(), word)
     # A relative name would be looked up in exec_dir, which is not where links start.
     base = slot if task.exec_dir else Path()
-    word = _RESOLVE.sub(lambda match: str(base / resolve_name(slot, match[1].strip())), word)
+    word = _RESOLVE.sub(lambda match: _with_slashes(str(base / resolve_name(slot, match[1].strip())), task), word)
     if word.startswith("./"):
         target = soft_link_target(slot / word)
         if target is not None:
             return str(base / target)
     return word
+
+
+def _with_slashes(path: str, task: Task) -> str:
+    """A path for a program's eyes: on Windows with the slashes of the system, unless the job wants the others."""
+    if not WINDOWS:
+        return path
+    return path.replace("\\", "/") if task.forward_slashes else path.replace("/", "\\")
 
 
 def application_path(task: Task, slot: Path, macros: Macros) -> Path | None:

@@ -18,9 +18,10 @@ DOCS = Path(__file__).parents[3] / "docs" / "exit-codes.md"
 
 
 def test_delays_grow_to_minutes_and_differ() -> None:
-    chance = random.Random(1)
+    chance = random.Random(1).random
     delays = [[delay_s(count, chance) for _ in range(50)] for count in range(1, MOST_IN_A_ROW + 1)]
     assert all(12 <= delay <= 18 for delay in delays[0])
+    assert 12 <= delay_s(1) <= 18
     assert all(24 <= delay <= 36 for delay in delays[1])
     assert all(len(set(each)) > 3 for each in delays)
     assert all(LONGEST_DELAY_S * 0.8 <= delay <= LONGEST_DELAY_S for each in delays[6:] for delay in each)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from host_agent.wrapper import resolve
 from host_agent.wrapper.job import Task, TaskKind
 from host_agent.wrapper.resolve import (
     Macros,
@@ -89,6 +90,17 @@ def test_macros_and_links_stay_one_word(tmp_path: Path) -> None:
     with_directory = command_words(attrs.evolve(task, exec_dir="sub"), tmp_path, attrs.evolve(macros, device=1))
     assert with_directory[3] == str(tmp_path / target)
     assert with_directory[-1] == "1"
+
+
+@pytest.mark.parametrize(("forward", "slash"), [(False, "\\"), (True, "/")])
+def test_slashes_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward: bool, slash: str) -> None:
+    monkeypatch.setattr(resolve, "WINDOWS", True)
+    link(tmp_path / "in", "../../projects/x/in_1")
+    task = attrs.evolve(TASK, command_line="--f=boinc_resolve(in) a/b", forward_slashes=forward)
+    assert command_words(task, tmp_path, Macros()) == [
+        f"--f={slash.join(('..', '..', 'projects', 'x', 'in_1'))}",
+        "a/b",
+    ]
 
 
 def test_names_stay_names_in_a_vm(tmp_path: Path) -> None:
