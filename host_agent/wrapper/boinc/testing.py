@@ -7,6 +7,7 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 from .shared_memory import MEMORY_FILE, SIZE, Channel, SharedMemory
 
@@ -31,6 +32,7 @@ INIT_DATA = """<app_init_data>
 <wu_name>wu_1</wu_name>
 <result_name>wu_1_0</result_name>
 <shm_key>{shm_key}</shm_key>
+<comm_obj_name>{comm_obj_name}</comm_obj_name>
 <slot>3</slot>
 <client_pid>{client_pid}</client_pid>
 <wu_cpu_time>{wu_cpu_time}</wu_cpu_time>
@@ -117,21 +119,28 @@ class ClientSide:
         shm_key: int = -1,
     ) -> None:
         self.slot = slot
-        self.values = {
+        self.values: dict[str, Any] = {
             "client_pid": os.getpid() if client_pid is None else client_pid,
             "wu_cpu_time": wu_cpu_time,
             "checkpoint_period": checkpoint_period,
             "fraction_start": fraction_start,
             "process_priority": process_priority,
             "shm_key": shm_key,
+            "comm_obj_name": f"boinc_{os.getpid()}_{slot.name}" if os.name == "nt" else "",
         }
         self.write_init_data()
-        path = slot / MEMORY_FILE
+        self.memory = SharedMemory(self._make_memory())
+
+    def _make_memory(self) -> mmap.mmap:
+        if os.name == "nt":
+            mapping: Any = mmap.mmap
+            return mapping(-1, SIZE, tagname=f"shm_{self.values['comm_obj_name']}")  # type: ignore[no-any-return]
+        path = self.slot / MEMORY_FILE
         path.write_bytes(bytes(SIZE))
         with path.open("r+b") as file:
-            self.memory = SharedMemory(mmap.mmap(file.fileno(), SIZE))
+            return mmap.mmap(file.fileno(), SIZE)
 
-    def write_init_data(self, **changes: float) -> None:
+    def write_init_data(self, **changes: float | str) -> None:
         self.values.update(changes)
         (self.slot / "init_data.xml").write_text(INIT_DATA.format(**self.values))
 
