@@ -98,9 +98,7 @@ INIT_DATA = """<app_init_data>
    <max_bytes_sec_down>2000</max_bytes_sec_down>
    <cpu_usage_limit>80</cpu_usage_limit>
 </global_preferences>
-<app_file>worker_1.04</app_file>
-<app_file>job_1.04.xml</app_file>
-</app_init_data>
+{app_files}</app_init_data>
 """
 
 
@@ -117,6 +115,7 @@ class ClientSide:
         fraction_start: float = 0.0,
         process_priority: int = -1,
         shm_key: int = -1,
+        app_files: tuple[str, ...] = (),
     ) -> None:
         self.slot = slot
         self.values: dict[str, Any] = {
@@ -126,6 +125,7 @@ class ClientSide:
             "fraction_start": fraction_start,
             "process_priority": process_priority,
             "shm_key": shm_key,
+            "app_files": "".join(f"<app_file>{name}</app_file>\n" for name in app_files),
             "comm_obj_name": f"boinc_{os.getpid()}_{slot.name}" if os.name == "nt" else "",
         }
         self.write_init_data()
