@@ -104,14 +104,19 @@ def run() -> dict[str, float]:
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(_server(_BROKER, *options))
             ports = {"": server.port}
+            pids: dict[str, Callable[[], list[int]]] = {"": lambda: [server.process.pid]}
             for kind in EXTERNAL:
                 external = RunningBroker.make(kind, Path(folder), java_options=JAVA_OPTIONS)
                 ports[f"{kind}_"] = stack.enter_context(external).port
+                pids[f"{kind}_"] = lambda external=external: external.pids  # type: ignore[misc]
             # In turn, and the best of each: virtual machines of languages warm up, and other load comes and goes.
             for _ in range(ROUNDS):
                 for name, port in ports.items():
+                    before = _cpu_seconds(pids[name]())
                     rate = _acknowledged_requests(port, REQUESTS)
+                    spent = (_cpu_seconds(pids[name]()) - before) / REQUESTS * 1e6
                     results[f"{name}requests_per_second"] = max(results.get(f"{name}requests_per_second", 0.0), rate)
+                    results[f"{name}cpu_us_per_request"] = min(results.get(f"{name}cpu_us_per_request", spent), spent)
             for name, port in ports.items():
                 results[f"{name}one_at_a_time_median_us"] = _single_request_us(port)
             results["of_limit"] = results["requests_per_second"] / results["limit_per_second"]
@@ -131,7 +136,15 @@ def run() -> dict[str, float]:
                 results[f"{kind}_idle_clients_rss_mib"] = megabytes
     better = max(results[f"{kind}_requests_per_second"] for kind in EXTERNAL)
     results["times_the_better"] = results["requests_per_second"] / better
+    cheaper = min(results[f"{kind}_cpu_us_per_request"] for kind in EXTERNAL)
+    results["times_less_cpu_than_the_better"] = cheaper / results["cpu_us_per_request"]
     return results
+
+
+def _cpu_seconds(pids: list[int]) -> float:
+    """Of these processes so far: other load on the machine changes it little, and a rate much."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return float(sum(each.user + each.system for each in times))
 
 
 def _beside_idle_clients(port: int, measure: Callable[[], float]) -> float:
