@@ -15,6 +15,7 @@ from host_agent.hypervisors.qemu import QEMU
 
 NAMES = {
     "boot": "cold boot of the default image until its agent answers",
+    "vm_start": "warm starts from a template against a cold boot",
     "vm_states": "saving, snapshots and restoring of a VM",
     "end_latency": "how soon a task's end is known",
     "copy": "256 MiB into a VM and out of it, against a bare TCP stream",

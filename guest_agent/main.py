@@ -66,7 +66,10 @@ def _run_agent(config_path: Path, home: Path, host_line: bool, debug: bool) -> i
     from .host_line import HostLine, wait_for_settings
 
     if host_line and not config_path.exists():
+        import random
+
         wait_for_settings(config_path)
+        random.seed()  # this machine is one of several clones
     start_logging("guest-agent", debug=debug)
     try:
         config = GuestConfig.load(config_path)

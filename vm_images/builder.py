@@ -103,6 +103,7 @@ def _describe(place: Path, recipe: Recipe, *, name: str, digest: str, debian: Pa
         "initrd": INITRD,
         "cmdline": recipe.cmdline,
         "memory_mb": recipe.memory_mb,
+        "warm_start": True,
         "release": recipe.release,
         "agent": agent,
         "files": files,

@@ -1,14 +1,16 @@
 """The host's end of a VM's serial port: one line for the guest whenever its time has stood still.
 
-    {"time": seconds since 1970, "restored": bool}\n
+    {"time": seconds since 1970, "seed": hexadecimal, "restored": bool, "config": the settings of a clone}
 
-The guest sets its clock by it; after a restore its connections are broken, and it makes new ones without waiting for
-their time-outs. A guest that does not listen loses nothing else.
+The guest sets its clock by it and seeds its random numbers, which another machine from the same state would share.
+After a restore its connections are broken, and it makes new ones without waiting for their time-outs. A guest that
+does not listen loses nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import stat
 import time
 from pathlib import Path
@@ -16,8 +18,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
+
+SEED_BYTES = 32
 
 
 class HostLine:
@@ -28,7 +33,8 @@ class HostLine:
         self._path = place / "host.sock"
         self._listening: IListeningPort | None = None
         self._connection: _Connection | None = None
-        self._due: bool | None = None  # a line that waits for the connection: restored or not
+        self._due: dict[str, Any] | None = None  # a line that waits for the connection
+        self._waiters: list[Deferred[None]] = []
 
     def open(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -36,19 +42,33 @@ class HostLine:
         factory.noisy = False
         self._listening = self._reactor.listenUNIX(str(self._path), factory, mode=stat.S_IRUSR | stat.S_IWUSR)
 
-    def say(self, *, restored: bool) -> None:
-        """The guest's processors run again."""
+    def say(self, *, restored: bool, config: str = "") -> None:
+        """The guest's processors run again, or will at once."""
+        message: dict[str, Any] = {"restored": restored, **({"config": config} if config else {})}
         if self._connection is None or self._connection.transport is None:
-            self._due = restored or bool(self._due)
+            self._due = {**(self._due or {}), **message, "restored": restored or bool(self._due)}
             return
-        line = json.dumps({"time": time.time(), "restored": restored})
+        line = json.dumps({"time": time.time(), "seed": secrets.token_hex(SEED_BYTES), **message})
         self._connection.transport.write(line.encode("ascii") + b"\n")
+
+    def guest_waits(self) -> Deferred[None]:
+        """Fires when the guest says that it waits for its settings."""
+        waiter: Deferred[None] = Deferred(self._waiters.remove)
+        self._waiters.append(waiter)
+        return waiter
+
+    def heard(self, line: bytes) -> None:
+        """A line of the guest's: nothing that it says matters, except that it waits."""
+        if line == b'{"waiting": true}':
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
 
     def connected(self, connection: _Connection) -> None:
         self._connection = connection
         due, self._due = self._due, None
         if due is not None:
-            self.say(restored=due)
+            self.say(**due)
 
     def lost(self, connection: _Connection) -> None:
         if self._connection is connection:
@@ -64,14 +84,18 @@ class HostLine:
         return (listening.stopListening() or succeed(None)).addCallback(lambda _: None)
 
 
-class _Connection(Protocol):
-    """What the guest writes is not for us."""
+class _Connection(LineOnlyReceiver):
+    delimiter = b"\n"
+    MAX_LENGTH = 1024  # a guest that says more is cut off, and QEMU connects again
 
     def __init__(self, line: HostLine) -> None:
         self._line = line
 
     def connectionMade(self) -> None:
         self._line.connected(self)
+
+    def lineReceived(self, line: bytes) -> None:
+        self._line.heard(line)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._line.lost(self)

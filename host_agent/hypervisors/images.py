@@ -27,6 +27,7 @@ class Image:
     initrd: Path | None
     cmdline: str
     memory_mb: int  # what a VM of this image gets unless told otherwise
+    warm_start: bool = False  # its agent waits for settings that come through the line to the host
 
 
 def load_image(directory: Path) -> Image:
@@ -44,6 +45,7 @@ def load_image(directory: Path) -> Image:
             initrd=_member(directory, data["initrd"]) if data.get("initrd") else None,
             cmdline=str(data.get("cmdline", "")),
             memory_mb=int(data["memory_mb"]),
+            warm_start=bool(data.get("warm_start", False)),
         )
     except FileNotFoundError:
         raise ConfigError(

@@ -30,6 +30,7 @@ CONSOLE = "console.log"
 CONSOLE_BYTES = 64 * 1024
 ERROR_BYTES = 4000
 LONGEST_LINE = 4096
+FIRST_WAIT = 10.0  # seconds for the agent that started us to connect
 
 
 class Leash:
@@ -59,7 +60,7 @@ class Leash:
         self._pid = self._start()
         self._selector.register(wake, selectors.EVENT_READ, self._woken)
         self._selector.register(self._listening, selectors.EVENT_READ, self._connected)
-        alone_until = time.monotonic() + self._grace
+        alone_until = time.monotonic() + max(self._grace, FIRST_WAIT)
         while not (self._done and self._ended is not None):
             wait = None if self._agent is not None else alone_until - time.monotonic()
             if wait is not None and wait <= 0:

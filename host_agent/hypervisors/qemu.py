@@ -23,12 +23,12 @@ from .base import Capabilities, HypervisorError, Machine, MachineSpec, Requireme
 from .kvm import KvmProbe
 from .qemu_machine import QemuMachine
 from .qemu_options import GATEWAY, KVM, QEMU, QEMU_IMG, REMEDY, TCG, program
-from .qemu_states import ZSTD, States, run_tool
+from .qemu_states import ZSTD, States
+from .qemu_templates import Templates
 
 __all__ = ["GATEWAY", "QEMU", "QemuHypervisor"]
 
 FREE_MEMORY_MB = 512  # under which a VM will not do well
-CREATE_DEADLINE = 60.0  # seconds for qemu-img
 GRACE = 60.0  # seconds that a VM goes on without a host agent, unless VMWRAPPER_GRACE says another number
 
 
@@ -36,12 +36,14 @@ class QemuHypervisor:
     """QEMU as it is installed on this host."""
 
     name = "qemu"
-    capabilities = Capabilities(save_state=True, live_snapshot=True, adopt=True)
+    capabilities = Capabilities(save_state=True, live_snapshot=True, clone_from_template=True, adopt=True)
     guest_gateway = GATEWAY
 
-    def __init__(self, reactor: Any, grace: float | None = None) -> None:
+    def __init__(self, reactor: Any, grace: float | None = None, warm: bool | None = None) -> None:
         self._reactor = reactor
         self._grace = _grace() if grace is None else grace
+        self._warm = os.environ.get("VMWRAPPER_WARM_START", "1") != "0" if warm is None else warm
+        self._templates = Templates(reactor)
         self._kvm: KvmProbe | None = None
 
     def requirements(self) -> Deferred[list[Requirement]]:
@@ -80,20 +82,14 @@ class QemuHypervisor:
             raise HypervisorError(
                 f"the image {spec.image.name} is for {spec.image.architecture}, this host is {platform.machine()}"
             )
-        image_tool = program(QEMU_IMG)
+        program(QEMU_IMG)
         ledger = LedgerEntry(spec.instance, spec.directory)
         machine = QemuMachine(self._reactor, spec, ledger, States(spec.directory), self._grace)
         try:
-            disks = ["-b", str(spec.image.disk), str(machine.disk)]
-            made = run_tool(
-                self._reactor,
-                CREATE_DEADLINE,
-                f"the disk of {spec.name} cannot be made",
-                image_tool,
-                *("create", "-q", "-f", "qcow2", "-F", "qcow2", *disks),
-            )
-            await made
             machine.accelerator = await self._best()
+            clone = await self._templates.clone_for(spec, machine.accelerator) if self._warm else None
+            if clone is None or not await machine.make_from(clone):
+                await machine.make_disk(spec.image.disk)
         except BaseException:
             await machine.destroy()
             raise

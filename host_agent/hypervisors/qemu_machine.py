@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, DeferredLock, succeed
 from twisted.internet.interfaces import IListeningPort
@@ -42,9 +43,18 @@ TOOL_DEADLINE = 120.0  # for qemu-img
 QUIT_DEADLINE = 5.0  # until SIGTERM, and then until SIGKILL
 CONFIG = "guest-config.json"
 DISK = "disk.qcow2"
+TEMPLATE_DISK = "template.qcow2"
 
 _ALIVE = (MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED)
 _MIGRATION_ENDS = ("completed", "failed", "cancelled")
+
+
+@attrs.frozen
+class Clone:
+    """What a VM starts from instead of a boot: the disk and the memory of a template."""
+
+    disk: Path
+    memory: Path
 
 
 class QemuMachine:
@@ -78,6 +88,7 @@ class QemuMachine:
         self._migration = _Migration()
         self._cpu_time = CpuTime()
         self._left = False
+        self._clone: Clone | None = None
         self._stopped_at = 0.0
         self.stood_still = 0.0  # seconds, of the guest during its last snapshot
 
@@ -105,6 +116,28 @@ class QemuMachine:
 
         return Deferred.fromCoroutine(run())
 
+    # -- making
+
+    async def make_disk(self, base: Path) -> None:
+        """A disk of its own over `base`, which is never written."""
+        options = ("-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(self.disk))
+        await self._image_tool("create", *options)
+
+    async def make_from(self, clone: Clone) -> bool:
+        """The same over a template's disk, which gets a name here: it may be removed where it is."""
+        base = self.spec.directory / TEMPLATE_DISK
+        try:
+            try:
+                base.hardlink_to(clone.disk)
+            except OSError:  # another file system; it is small
+                shutil.copyfile(clone.disk, base)
+        except OSError as error:
+            self._log.warn("{name} boots: its template is gone: {error}", name=self.spec.name, error=error)
+            return False
+        await self.make_disk(base)
+        self._clone = clone
+        return True
+
     # -- start
 
     def start(self) -> Deferred[None]:
@@ -119,16 +152,50 @@ class QemuMachine:
             return
         if self.state is not MachineState.DEFINED:
             raise HypervisorError(f"the VM {self.spec.name} is {self.state.value} and cannot be started")
+        how = "emulated" if self.accelerator is TCG else "with KVM"
+        if self._clone is not None and await self._start_clone(self._clone, f"from a template, {how}"):
+            return
         config = self.spec.directory / CONFIG
         write_private(config, self.spec.guest_config)
-        await self._launch("emulated" if self.accelerator is TCG else "with KVM", config)
+        await self._launch(how, config)
         # QEMU has read the settings; nobody else on this host needs to find the secret in them.
         config.unlink(missing_ok=True)
         self._change(MachineState.RUNNING)
 
-    async def _launch(self, how: str, config: Path | None, *more: str) -> QMP:
-        """Start QEMU and wait until it answers."""
-        self._asked_to_end, self._guest_ended = None, ""
+    async def _start_clone(self, clone: Clone, how: str) -> bool:
+        """Go on from a template; on any doubt make everything ready for a boot instead."""
+        self._clone = None
+        try:
+            qmp = await self._launch(how, None, "-incoming", "defer", "-S", after=MachineState.STARTING)
+            with clone.memory.open("rb") as memory:
+                await self._read_memory(qmp, memory.fileno())
+            await qmp.execute("cont")
+            self._host_line.say(restored=True, config=self.spec.guest_config.decode("utf-8"))
+        except (HypervisorError, defer.TimeoutError, OSError) as error:
+            self._log.warn("{name} boots: its template is of no use: {error}", name=self.spec.name, error=error)
+            await self._end()
+            await self.make_disk(self.spec.image.disk)
+            return False
+        self._asked_to_end = None
+        self._change(MachineState.RUNNING)
+        return True
+
+    async def start_as_template(self, deadline: float) -> None:
+        """Boot without settings; returns when the guest waits for them."""
+        waiting = self._host_line.guest_waits().addTimeout(deadline, self._reactor)
+        try:
+            await self._launch("as a template", None)
+            self._change(MachineState.RUNNING)
+            await waiting
+        except defer.TimeoutError:
+            raise HypervisorError(f"its guest did not wait for its settings within {deadline:.0f} s") from None
+        finally:
+            waiting.addErrback(lambda _: None)
+            waiting.cancel()
+
+    async def _launch(self, how: str, config: Path | None, *more: str, after: MachineState | None = None) -> QMP:
+        """Start QEMU and wait until it answers. `after` is the state that an end is to lead to."""
+        self._asked_to_end, self._guest_ended = after, ""
         self._change(MachineState.STARTING, how)
         self._listen()
         forwards = self._ports.forwards(GATEWAY)
@@ -533,20 +600,15 @@ class QemuMachine:
         compressor, pipe = Compressor.out_of(self._reactor, zstd, self._states.path(state))
         try:
             try:
-                wanted = [{"capability": "events", "state": True}]
-                await qmp.execute("migrate-set-capabilities", capabilities=wanted)
-                await qmp.pass_descriptor("state", pipe)
+                await self._read_memory(qmp, pipe)
             finally:
                 os.close(pipe)
-            self._migration.begin()
-            await qmp.execute("migrate-incoming", uri="fd:state")
-            await self._reaches("completed", STATE_DEADLINE)
             words = await compressor.ended.addTimeout(STATE_DEADLINE, self._reactor)
             if words:
                 raise HypervisorError(words)
             self._states.runs()
-            self._host_line.say(restored=True)
             await qmp.execute("cont")
+            self._host_line.say(restored=True)
         except (HypervisorError, defer.TimeoutError, OSError) as error:
             compressor.kill()
             words = await compressor.ended
@@ -556,6 +618,15 @@ class QemuMachine:
             self._change(MachineState.CRASHED, sentence)
             raise HypervisorError(sentence) from None
         self._change(MachineState.RUNNING)
+
+    async def _read_memory(self, qmp: QMP, source: int) -> None:
+        """Memory and devices from a descriptor, whose other end must not wait for us to close ours."""
+        wanted = [{"capability": "events", "state": True}]
+        await qmp.execute("migrate-set-capabilities", capabilities=wanted)
+        await qmp.pass_descriptor("state", source)
+        self._migration.begin()
+        await qmp.execute("migrate-incoming", uri="fd:state")
+        await self._reaches("completed", STATE_DEADLINE)
 
     def snapshots(self) -> Deferred[list[str]]:
         return succeed(self._states.names())

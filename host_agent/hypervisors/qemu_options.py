@@ -43,7 +43,7 @@ def command_line(
     argv += ["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]
     argv += ["-chardev", f"socket,id=host,path={_value(place / 'host.sock')},server=off,reconnect=1"]
     argv += ["-device", "virtio-serial-pci,max_ports=2", "-device", f"virtserialport,chardev=host,name={HOST_LINE}"]
-    argv += ["-device", "vmgenid,guid=auto"]  # so that the guest's kernel seeds its random numbers anew
+    argv += ["-device", "vmgenid,guid=auto"]  # guests whose kernels know it seed their random numbers anew
     if config is not None:
         argv += ["-fw_cfg", f"name=opt/vmwrapper/config,file={_value(config)}"]
     return argv

@@ -7,10 +7,12 @@ Where the hypervisor gives the machine a line to its host, a child that stays ro
 the agent hears of it through its standard input.
 """
 
+import fcntl
 import json
 import os
 import select
 import socket
+import struct
 import sys
 import time
 
@@ -18,6 +20,7 @@ USER = GROUP = 1000  # vmwrapper, as customize.sh makes it
 PORTS = "/sys/class/virtio-ports"
 LINE = "org.vmwrapper.host"
 CONFIG = "/run/vmwrapper/config.json"
+RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207  # linux/random.h
 LONGEST = 128 * 1024  # bytes of a line: settings are in one
 
 
@@ -44,7 +47,7 @@ def open_line(device: str) -> int:
 
 
 def listen(device: str, agent: socket.socket) -> None:
-    """Set the clock and write the settings as the host says, tell the agent of it, and end when the agent does."""
+    """Do what the host says: the clock, random numbers, the settings. Tell the agent of it; end when it does."""
     line = open_line(device)
     waiting = select.poll()
     waiting.register(line, select.POLLIN)
@@ -68,6 +71,7 @@ def listen(device: str, agent: socket.socket) -> None:
         for each in lines:
             try:
                 told = json.loads(each)
+                stir(bytes.fromhex(told.pop("seed")))
                 time.clock_settime(time.CLOCK_REALTIME, told["time"])
                 if "config" in told:
                     settle(told["config"])
@@ -75,6 +79,13 @@ def listen(device: str, agent: socket.socket) -> None:
                 agent.sendall(json.dumps(told).encode() + b"\n")
             except (ValueError, KeyError, TypeError, OSError) as error:
                 print(f"start: a line from the host was of no use: {error!r}", file=sys.stderr, flush=True)
+
+
+def stir(seed: bytes) -> None:
+    """New random numbers: clones of a machine, and a machine restored twice, would all have the same ones."""
+    with open("/dev/random", "wb", buffering=0) as pool:  # noqa: PTH123
+        fcntl.ioctl(pool, RNDADDENTROPY, struct.pack(f"ii{len(seed)}s", 8 * len(seed), len(seed), seed))
+        fcntl.ioctl(pool, RNDRESEEDCRNG)
 
 
 def settle(config: str) -> None:

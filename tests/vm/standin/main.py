@@ -22,6 +22,10 @@ RESTORED = threading.Event()
 
 
 def main() -> int:
+    if not os.path.exists(sys.argv[-1]):
+        os.write(0, b'{"waiting": true}\n')
+        while not os.path.exists(sys.argv[-1]):
+            os.read(0, 65536)
     while True:
         RESTORED.clear()
         with socket.create_connection(SERVICE, 20) as host:

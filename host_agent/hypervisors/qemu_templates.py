@@ -1,0 +1,184 @@
+"""Warm starts: a VM that was booted once, kept as memory and disk, from which others begin.
+
+A template is taken when the guest's agent has loaded everything and waits for its settings, which only the clones get:
+nothing in it is secret or one machine's own. It belongs to one image, hardware, QEMU and command line; when any of them
+changes its key does, and it is not found any more. Templates lie beside the images, in `.templates/<key>/`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
+
+from common.files import write_private
+from host_agent.ledger import LedgerEntry
+
+from .base import HypervisorError, MachineSpec
+from .images import Image
+from .qemu_machine import DISK, Clone, QemuMachine
+from .qemu_options import KVM, QEMU, command_line, program
+from .qemu_states import ZSTD, States, run_tool, sync
+
+FORMAT = 1
+FOLDER = ".templates"
+MEMORY = "memory"
+RECORD = "template.json"
+BOOT_DEADLINE = 180.0  # seconds until a guest waits for its settings
+TOOL_DEADLINE = 120.0
+UNUSED = 30 * 86400.0  # seconds after which a template that nobody started from is removed
+
+
+class Templates:
+    """The templates of this host's images."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._version = ""
+        self._making: dict[str, list[Deferred[None]]] = {}
+
+    async def clone_for(self, spec: MachineSpec, accelerator: tuple[str, ...]) -> Clone | None:
+        """What a VM of this spec can start from, made now if need be; None when it has to boot, the reason logged."""
+        if not spec.image.warm_start:
+            return None
+        try:
+            key = await self._key(spec, accelerator)
+            place = spec.image.directory.parent / FOLDER / key
+            if key in self._making:
+                waiter: Deferred[None] = Deferred()
+                self._making[key].append(waiter)
+                await waiter
+            elif not _whole(place):
+                await self._make_once(spec, accelerator, key, place)
+            if not _whole(place):
+                raise HypervisorError("it could not be made")
+            (place / RECORD).touch()  # it is in use
+            return Clone(place / DISK, place / MEMORY)
+        except (HypervisorError, OSError, defer.TimeoutError) as error:
+            self._log.warn("{name} boots, there is no template for it: {error}", name=spec.name, error=error)
+            return None
+
+    async def _key(self, spec: MachineSpec, accelerator: tuple[str, ...]) -> str:
+        qemu = program(QEMU)
+        if not self._version:
+            said = await run_tool(self._reactor, TOOL_DEADLINE, "QEMU does not say its version", qemu, "--version")
+            self._version = f"{said.splitlines()[0]} {Path(qemu).stat().st_mtime_ns}"
+        nobody = attrs.evolve(spec, name="template", directory=Path("/"))
+        argv = command_line(nobody, accelerator, Path("disk"), Path("place"), "", None)
+        parts = [FORMAT, spec.image.digest, self._version, argv, sorted(spec.services)]
+        if accelerator is KVM:
+            parts.append(Path("/proc/cpuinfo").read_text("utf-8").partition("\n\n")[0].partition("cpu MHz")[0])
+        return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()[:32]
+
+    async def _make_once(self, spec: MachineSpec, accelerator: tuple[str, ...], key: str, place: Path) -> None:
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        self._making[key] = []
+        try:
+            with _locked(place.parent / f"{key}.lock") as mine:
+                if not mine:
+                    raise HypervisorError("another process makes it at this moment")
+                began = time.monotonic()
+                await self._make(spec, accelerator, key, place)
+                self._log.info(
+                    "made a template of {image} in {s:.1f} s", image=spec.image.name, s=time.monotonic() - began
+                )
+                self._remove_unused(spec.image)
+        finally:
+            for waiter in self._making.pop(key):
+                waiter.callback(None)
+
+    async def _make(self, spec: MachineSpec, accelerator: tuple[str, ...], key: str, place: Path) -> None:
+        number = f"{key[:12]}-{os.getpid()}"
+        work = place.parent / f"vm-{number}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(mode=0o700)
+        nobody = Factory.forProtocol(_HangUp)
+        own = attrs.evolve(
+            spec,
+            name="template",
+            instance=f"t-{number}",
+            directory=work,
+            guest_config=b"",
+            services=dict.fromkeys(spec.services, nobody),
+            on_state=lambda state, reason: None,
+        )
+        machine = QemuMachine(self._reactor, own, LedgerEntry(own.instance, work), States(work), grace=0.0)
+        machine.accelerator = accelerator
+        try:
+            await machine.make_disk(spec.image.disk)
+            await machine.start_as_template(BOOT_DEADLINE)
+            await machine.save_state()
+            (packed,) = work.glob("state-*.zst")
+            memory = work / MEMORY
+            unpack = ("-d", "-q", "-f", str(packed), "-o", str(memory))
+            await run_tool(self._reactor, TOOL_DEADLINE, "its memory cannot be unpacked", program(ZSTD), *unpack)
+            await sync(work / DISK, memory)
+            new = place.with_name(f"{key}.new")
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(mode=0o700)
+            for file in (work / DISK, memory):
+                file.chmod(0o400)
+                file.rename(new / file.name)
+            sizes = {name: (new / name).stat().st_size for name in (DISK, MEMORY)}
+            write_private(
+                new / RECORD,
+                json.dumps({"image": spec.image.name, "digest": spec.image.digest, "sizes": sizes}).encode("utf-8"),
+            )
+            shutil.rmtree(place, ignore_errors=True)
+            new.rename(place)
+        finally:
+            await machine.destroy()
+
+    def _remove_unused(self, image: Image) -> None:
+        """Those of earlier builds of the image, and old ones. Clones have their own name for a template's disk."""
+        for record in (image.directory.parent / FOLDER).glob(f"*/{RECORD}"):
+            try:
+                told = json.loads(record.read_bytes())
+                earlier = told["image"] == image.name and told["digest"] != image.digest
+                if earlier or time.time() - record.stat().st_mtime > UNUSED:
+                    shutil.rmtree(record.parent, ignore_errors=True)
+                    record.parent.with_suffix(".lock").unlink(missing_ok=True)
+            except (OSError, ValueError, KeyError):
+                continue  # being made or removed at this moment
+
+
+def _whole(place: Path) -> bool:
+    try:
+        sizes = json.loads((place / RECORD).read_bytes())["sizes"]
+        return all((place / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+class _HangUp(Protocol):
+    """A template has no business with anybody."""
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.loseConnection()
