@@ -185,6 +185,9 @@ class _Transport(stomp.transport.Transport):  # type: ignore[misc]
         address = self._address
         network = self._network = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT)
         try:
+            if network.getsockname() == network.getpeername():
+                # Nobody listens there, and the system has given us that very port as our own.
+                raise ConnectionRefusedError("connection refused")
             # Without this, Nagle's algorithm and delayed ACKs cost 40 ms for every small exchange.
             network.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.socket = TlsSocket(network, address.tls, address.host) if address.tls else network

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -244,10 +245,18 @@ class RunningBroker:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A port of the loopback that nobody uses now.
+
+    Below those that the system gives to outgoing connections: while a broker is down its port stays free, and a client
+    that tries to connect to it cannot happen to be connected to itself.
+    """
+    while True:
+        port = random.randint(20_000, 32_000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            return port
+        except OSError:
+            pass
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -55,7 +55,7 @@ class ExternalBroker:
 
     def open(self) -> Deferred[Sequence[BrokerAddress]]:
         """Claims the settings: two host agents with one login would take each other's messages."""
-        self._lock = _lock(self._settings)
+        self._lock = lock_settings(self._settings)
         return succeed(self._settings.brokers)
 
     def connected(self, link: BrokerLink) -> None:
@@ -140,8 +140,8 @@ class ExternalBroker:
         return succeed(None)
 
 
-def _lock(settings: BrokerSettings) -> BinaryIO:
-    """The settings file, locked for as long as it is open."""
+def lock_settings(settings: BrokerSettings) -> BinaryIO:
+    """The settings file, locked for as long as it is open; ConfigError when a host agent has it."""
     opened = settings.file.open("rb")
     if os.name == "posix":
         import fcntl

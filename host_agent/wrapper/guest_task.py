@@ -189,6 +189,8 @@ class GuestTask:
             self.log.say(f"virtual machine {self.task.virtualmachine} is {data.get('state')}{reason}")
 
     def _vm_ready(self, vm: Mapping[str, Any]) -> None:
+        if self._suspended:  # it came up after the client had asked for quiet
+            self._tell("pause_vm", self._vm())
         self._vm_pid = int(_number(vm.get("pid")))
         instance = str(vm.get("instance") or "")
         record = self._record()

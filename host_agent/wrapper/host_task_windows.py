@@ -39,8 +39,12 @@ class WindowsProcess:
                 creationflags=flags,
             )
         self.pid = self._popen.pid
-        self._root = psutil.Process(self.pid)
+        self._root: psutil.Process | None = None  # it may have ended already
         self._seen: dict[tuple[int, float], float] = {}  # CPU seconds of every process that was ever looked at
+        with contextlib.suppress(*_NOT_MINE):
+            self._root = psutil.Process(self.pid)
+            if flags and spec.priority:
+                self._root.nice(PRIORITY_CLASS[spec.priority])  # not every system minds the flag
         self._status: ExitStatus | None = None
         self._bell, self._ringer = socket.socketpair()
         threading.Thread(target=self._wait, name=f"end of {self.pid}", daemon=True).start()
@@ -59,6 +63,7 @@ class WindowsProcess:
     def poll(self) -> ExitStatus | None:
         if self._status is None and self._popen.returncode is not None:
             self._look()
+            self._count_root()
             self._status = ExitStatus(self._popen.returncode)
             self._kill_tree()
         return self._status
@@ -79,6 +84,7 @@ class WindowsProcess:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(END_DEADLINE_S)
         if self._status is None:
+            self._count_root()
             self._status = ExitStatus(self._popen.returncode or 0, "SIGKILL")
 
     def close(self) -> None:
@@ -100,7 +106,15 @@ class WindowsProcess:
                 times = process.cpu_times()
                 self._seen[process.pid, process.create_time()] = times.user + times.system
 
+    def _count_root(self) -> None:
+        """After its end psutil says nothing of the program any more, but Windows does."""
+        if self._root is not None:
+            key = self.pid, self._root.create_time()
+            self._seen[key] = max(self._seen.get(key, 0.0), ended_cpu_seconds(self._popen))
+
     def _tree(self) -> list[psutil.Process]:
+        if self._root is None:
+            return []
         try:
             below = self._root.children(recursive=True)
         except _NOT_MINE:
@@ -118,6 +132,20 @@ class WindowsProcess:
             _gone, alive = psutil.wait_procs(self._tree()[1:], timeout=1)
             if not alive:
                 return
+
+
+def ended_cpu_seconds(popen: subprocess.Popen[bytes]) -> float:
+    """CPU time of a process that may have ended, from its handle; 0 on another system."""
+    import ctypes
+
+    system = getattr(ctypes, "windll", None)
+    if system is None:
+        return 0.0
+    times = (ctypes.c_ulonglong * 4)()  # creation, exit, kernel, user; in 100 ns
+    handle = ctypes.c_void_p(int(getattr(popen, "_handle")))  # noqa: B009 - a name that only Windows has
+    if not system.kernel32.GetProcessTimes(handle, *(ctypes.byref(times, 8 * index) for index in range(4))):
+        return 0.0
+    return float(times[2] + times[3]) / 1e7
 
 
 def windows_argv(argv: Sequence[str]) -> list[str]:

@@ -66,7 +66,7 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
         return GuestTask(task, slot, macros, agent, state, log, options.child_words)
 
     checkpoint = read_checkpoint(slot) or Checkpoint()
-    needs_vm = any(task.in_vm for task in job.tasks[checkpoint.tasks_done :])
+    needs_vm = not state.state.end_early and any(task.in_vm for task in job.tasks[checkpoint.tasks_done :])
     daemons = [host_task(task, service=True) for task in job.daemons]
     managers = [host_task(task, service=True) for task in job.manage_tasks] if needs_vm else []
     agent: AgentLink | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -156,20 +157,35 @@ class Wrapper:
             delay = delay_s(count)
             self.log.say(f"{reason}; trying again in {delay} s (failure {count} in a row, of at most {MOST_IN_A_ROW})")
             self.services.stop()
-            with contextlib.suppress(OSError):  # the disk may be what is full
+            try:
                 self.state.change(temporary_exits=count)
-            return self.runtime.temporary_exit(delay, reason)
+                return self.runtime.temporary_exit(delay, reason)
+            except OSError as problem:  # the disk may be what is full
+                self.log.say(f"that cannot be written down ({problem.strerror}), so the wait is here")
+                return self._wait_here(delay)
         if lasting_status(error) is Exit.UNKNOWN:
             self.log.say("".join(traceback.format_exception(error)))
         return self._finish(lasting_status(error), error)
 
+    def _wait_here(self, delay_s: float) -> int:
+        """Without a word the client would start us again at once, a hundred times, and then give up."""
+        until = time.monotonic() + delay_s
+        with contextlib.suppress(QuitError):
+            while (left := until - time.monotonic()) > 0:
+                self.loop.follow_client()
+                self.events.wait(min(left, 1.0))
+        return Exit.DONE
+
     def _finish(self, status: int, error: Exception | None = None) -> int:
         self.services.stop()  # the finish file is the last thing that a client may see of us
-        return finish(self.runtime, self.log, status, error)
+        try:
+            return finish(self.runtime, self.log, status, error)
+        except OSError as problem:  # all is done, and must not be lost because the disk is full just now
+            return self._failed(problem)
 
 
 def finish(runtime: Runtime, log: Log, status: int, error: Exception | None = None) -> int:
-    """Say how it ended, and write the finish file."""
+    """Say how it ended, and write the finish file. Raises OSError when a good end cannot be written down."""
     if error is not None:
         log.say(error.explain() if isinstance(error, VMwrapperError) else str(error))
     log.say(f"finished with {status}: {SENTENCES[Exit(status)]}")
@@ -177,6 +193,7 @@ def finish(runtime: Runtime, log: Log, status: int, error: Exception | None = No
     try:
         return int(runtime.finish(status, str(error) if error else ""))
     except OSError as problem:
-        # Without the file the client would start a finished job again and again, at once.
+        if not status:
+            raise
         log.say(f"the finish file cannot be written: {problem}")
-        return int(status or Exit.SUB_TASK_FAILURE)
+        return int(status)  # which says enough

@@ -14,6 +14,6 @@ def processes(slot: Path, program: str) -> list[psutil.Process]:
     """Those with `program` in one of their words."""
     return [
         each
-        for each in psutil.process_iter(["cmdline", "cwd"])
+        for each in psutil.process_iter(["cmdline", "cwd", "ppid"])
         if each.info["cwd"] == str(slot) and any(program in word for word in each.info["cmdline"] or [])
     ]

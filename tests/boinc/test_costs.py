@@ -11,7 +11,7 @@ from benchmarks import wrapper
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"START_S": 2.0, "MEASURE_S": 6.0, "ENDS": 3, "CHANGES": 4}.items():
+    for name, value in {"START_S": 2.0, "MEASURE_S": 6.0, "ENDS": 3, "CHANGES": 4, "SUSPENDS": 3}.items():
         monkeypatch.setattr(wrapper, name, value)
 
 
@@ -27,3 +27,7 @@ def test_the_finish_file_follows_at_once(tmp_path: Path) -> None:
 
 def test_the_client_sees_a_change_soon(tmp_path: Path) -> None:
     assert wrapper.status_delay(tmp_path)["status_p50_s"] <= 3
+
+
+def test_a_suspended_task_stands_still_soon(tmp_path: Path) -> None:
+    assert wrapper.suspend_delay(tmp_path)["suspend_p50_s"] <= 3

@@ -30,7 +30,7 @@ def send(site: Site, name: str, *tasks: str) -> Work:
 
 def wrappers(site: Site, slot: Path) -> list[psutil.Process]:
     """The wrapper itself, which the client started; not its children."""
-    return [each for each in processes(slot, WRAPPER) if each.ppid() == site.client.pid]
+    return [each for each in processes(slot, WRAPPER) if each.info["ppid"] == site.client.pid]
 
 
 def log_lines(slot: Path) -> list[str]:

@@ -47,3 +47,13 @@ def test_the_keeper_needs_only_the_standard_library() -> None:
     code = "import sys, guest_agent.keeper; print(*sorted({n.partition('.')[0] for n in sys.modules}))"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) - set(sys.stdlib_module_names) <= {"guest_agent", "__main__", "_distutils_hack"}
+
+
+def test_a_boinc_application_needs_only_attrs() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import host_agent.wrapper.boinc.application, "
+        "host_agent.wrapper.boinc.client, host_agent.wrapper.boinc.standalone; "
+        "print(*sorted({n.partition('.')[0] for n in set(sys.modules) - before}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) - set(sys.stdlib_module_names) == {"attr", "attrs", "common", "host_agent"}

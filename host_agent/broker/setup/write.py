@@ -16,7 +16,7 @@ Install it, on Debian 12:   apt-get install --no-install-recommends {packages}
 Run it, in the foreground:  ./run
 Check it:                   vmctl broker check {settings}
 Use it:                     vmctl start --broker {settings} VM
-                            VMWRAPPER_BROKER={settings} vmwrapper
+                            VMWRAPPER_BROKER=/path/to/{settings} vmwrapper
 
 It listens on {address}:{port}, {tls}.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 from .shared_memory import MEMORY_FILE, SIZE, Channel, SharedMemory
 
@@ -31,6 +32,7 @@ INIT_DATA = """<app_init_data>
 <wu_name>wu_1</wu_name>
 <result_name>wu_1_0</result_name>
 <shm_key>{shm_key}</shm_key>
+<comm_obj_name>{comm_obj_name}</comm_obj_name>
 <slot>3</slot>
 <client_pid>{client_pid}</client_pid>
 <wu_cpu_time>{wu_cpu_time}</wu_cpu_time>
@@ -96,9 +98,7 @@ INIT_DATA = """<app_init_data>
    <max_bytes_sec_down>2000</max_bytes_sec_down>
    <cpu_usage_limit>80</cpu_usage_limit>
 </global_preferences>
-<app_file>worker_1.04</app_file>
-<app_file>job_1.04.xml</app_file>
-</app_init_data>
+{app_files}</app_init_data>
 """
 
 
@@ -115,23 +115,32 @@ class ClientSide:
         fraction_start: float = 0.0,
         process_priority: int = -1,
         shm_key: int = -1,
+        app_files: tuple[str, ...] = (),
     ) -> None:
         self.slot = slot
-        self.values = {
+        self.values: dict[str, Any] = {
             "client_pid": os.getpid() if client_pid is None else client_pid,
             "wu_cpu_time": wu_cpu_time,
             "checkpoint_period": checkpoint_period,
             "fraction_start": fraction_start,
             "process_priority": process_priority,
             "shm_key": shm_key,
+            "app_files": "".join(f"<app_file>{name}</app_file>\n" for name in app_files),
+            "comm_obj_name": f"boinc_{os.getpid()}_{slot.name}" if os.name == "nt" else "",
         }
         self.write_init_data()
-        path = slot / MEMORY_FILE
+        self.memory = SharedMemory(self._make_memory())
+
+    def _make_memory(self) -> mmap.mmap:
+        if os.name == "nt":
+            mapping: Any = mmap.mmap
+            return mapping(-1, SIZE, tagname=f"shm_{self.values['comm_obj_name']}")  # type: ignore[no-any-return]
+        path = self.slot / MEMORY_FILE
         path.write_bytes(bytes(SIZE))
         with path.open("r+b") as file:
-            self.memory = SharedMemory(mmap.mmap(file.fileno(), SIZE))
+            return mmap.mmap(file.fileno(), SIZE)
 
-    def write_init_data(self, **changes: float) -> None:
+    def write_init_data(self, **changes: float | str) -> None:
         self.values.update(changes)
         (self.slot / "init_data.xml").write_text(INIT_DATA.format(**self.values))
 

@@ -338,6 +338,26 @@ async def test_stop_while_it_is_being_connected_is_soon_over() -> None:
         assert events.connects == 0
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_connection_to_itself_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TCP allows it: a client that tries a closed port again and again may one day get that port for its own end."""
+
+    def to_itself(place: tuple[str, int], timeout: float) -> socket.socket:
+        made = socket.socket()
+        made.bind((LOOPBACK, 0))
+        made.connect(made.getsockname())
+        return made
+
+    events = Events()
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "create_connection", to_itself)
+        link = link_to([BrokerAddress(LOOPBACK, 1)], events)
+        link.start()
+        await events.until(lambda: bool(events.reasons))
+        await link.stop()
+    assert events.reasons[0].endswith("cannot be reached: connection refused")
+
+
 # -- TLS
 
 

@@ -54,7 +54,14 @@ class Connection:
                 print(f"the fake agent dies at {call}", file=sys.stderr, flush=True)
                 os._exit(9)
             if action == "refuse":
-                self.send(id=number, error={"code": "vm_failed", "message": f"No {call} today.", "hint": "try later"})
+                self.send(
+                    id=number,
+                    error={
+                        "code": REFUSALS.get(call, "vm_failed"),
+                        "message": f"No {call} today.",
+                        "hint": "try later",
+                    },
+                )
             elif call == "shutdown":
                 end_all()
                 self.send(id=number, done={})
@@ -71,6 +78,8 @@ class Connection:
         return {"vms": [describe()] if (STATE / "vm").exists() else []}
 
     def do_start_vm(self, **_args: Any) -> dict[str, Any]:
+        while (GUEST.parent / "slow-start").exists():
+            time.sleep(0.02)
         GUEST.mkdir(exist_ok=True)
         (STATE / "vm").write_text(f"i-{os.getpid()}")
         return describe()
@@ -87,12 +96,13 @@ class Connection:
 
     def run(self, number: int, args: dict[str, Any]) -> None:
         command = args["command"]
-        if not (STATE / f"{command}.pid").exists():
-            try:
-                begin(command, args)
-            except OSError as error:
-                self.send(id=number, done={"outcome": "not_started", "reason": str(error), "command": command})
-                return
+        with BEGINNING:
+            if not (STATE / f"{command}.pid").exists():
+                try:
+                    begin(command, args)
+                except OSError as error:
+                    self.send(id=number, done={"outcome": "not_started", "reason": str(error), "command": command})
+                    return
         pid = int((STATE / f"{command}.pid").read_text())
         self.send(id=number, update="started", data={"command": command, "pid": pid})
         self.send(id=number, update="output", data={"stream": "stdout", "data": base64.b64encode(b"x").decode()})
@@ -152,14 +162,17 @@ def describe() -> dict[str, Any]:
     return {"vm": "CernVM", "instance": instance, "state": "running", "agent": "present", "pid": os.getpid()}
 
 
+BEGINNING = threading.Lock()  # a program is started and written down, or neither
+REFUSALS = {"put": "copy_failed", "get": "copy_failed"}
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM}
 
 
 def owner_gone() -> None:
     sys.stdin.buffer.read()
-    if not KEEP:
-        end_all()
-    os._exit(0)
+    with BEGINNING:
+        if not KEEP:
+            end_all()
+        os._exit(0)
 
 
 def main() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import random
 import subprocess
 import sys
 import time
@@ -158,9 +161,8 @@ def test_the_agent_dies_once(slot: Path, call: str, keep: list[str]) -> None:
     assert (len(ids) == 2) == (not keep and call in ("run", "get"))
 
 
-def test_a_killed_wrapper_goes_on_with_the_command_that_it_started(slot: Path) -> None:
-    more = f"echo run >> {slot.parent}/runs; until [ -e {slot.parent}/go ]; do sleep 0.05; done; exit"
-    (slot / "worker.sh").write_text(WORKER.replace("exit", more))
+def start(slot: Path) -> subprocess.Popen[bytes]:
+    """The wrapper in a process of its own, to be killed; its host agent's VM and command go on."""
     code = f"""
 import sys
 from pathlib import Path
@@ -169,7 +171,13 @@ from host_agent.wrapper.options import Options
 agent = [sys.executable, {str(FAKE)!r}, {str(slot.parent / "guest")!r}, "keep=1"]
 build_wrapper(Options(), Path({str(slot)!r}), agent).run()
 """
-    with subprocess.Popen([sys.executable, "-c", code], cwd=FAKE.parents[3], stderr=subprocess.DEVNULL) as first:
+    return subprocess.Popen([sys.executable, "-c", code], cwd=FAKE.parents[3], stderr=subprocess.DEVNULL)
+
+
+def test_a_killed_wrapper_goes_on_with_the_command_that_it_started(slot: Path) -> None:
+    more = f"echo run >> {slot.parent}/runs; until [ -e {slot.parent}/go ]; do sleep 0.05; done; exit"
+    (slot / "worker.sh").write_text(WORKER.replace("exit", more))
+    with start(slot) as first:
         until = time.monotonic() + 60
         while not (slot.parent / "runs").exists():
             assert time.monotonic() < until
@@ -183,6 +191,25 @@ build_wrapper(Options(), Path({str(slot)!r}), agent).run()
     assert (slot / "out").read_text() == "INPUT\n"
     assert "going on with command c-" in log(slot)
     assert [call for call, _ in calls(slot)].count("put") == 3
+
+
+def test_killed_at_any_moment_the_program_runs_once(slot: Path) -> None:
+    (slot / "worker.sh").write_text(WORKER.replace("exit", f"echo run >> {slot.parent}/runs; sleep 1; exit"))
+    seed = int(os.environ.get("VMWRAPPER_CHAOS_SEED", random.randrange(10**6)))
+    print("VMWRAPPER_CHAOS_SEED", seed)
+    chance = random.Random(seed)
+    for _ in range(8):
+        with start(slot) as wrapper:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                wrapper.wait(chance.uniform(0.2, 1.5))
+            wrapper.kill()
+    if not (slot / FINISH_FILE).exists():
+        assert run(slot, "keep=1") == 0
+    assert (slot.parent / "runs").read_text() == "run\n"
+    assert (slot / "o").read_text() == "WORDS\n"
+    assert (slot / "e").read_text() == "worker says 5 red\n"
+    assert (slot / "out").read_text() == "INPUT\n"
+    assert (slot / "wrapper_checkpoint.txt").read_text().startswith("1 2.000000 ")
 
 
 @pytest.mark.parametrize(
@@ -255,6 +282,30 @@ def with_client(wrapper: Wrapper, client: Client, monkeypatch: pytest.MonkeyPatc
         wrapper.log.close()
 
 
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        ("refuse=start_vm", "the virtual machine could not be started: No start_vm today."),
+        ("refuse=put", "a file could not be copied into the virtual machine"),
+        ("die=run", "the host agent ended (exit status 9)"),
+        ("early=1", "the host agent ended (exit status 3)"),
+        ("refuse=get", ""),
+    ],
+)
+def test_what_may_pass_is_a_temporary_exit(slot: Path, monkeypatch: pytest.MonkeyPatch, plan: str, reason: str) -> None:
+    wrapper = build(slot, plan)
+    wrapper.standalone = False
+    client = Client(slot, Status)
+    assert with_client(wrapper, client, monkeypatch) == (0 if reason else 208)
+    temporary = slot / "boinc_temporary_exit"
+    assert temporary.exists() == bool(reason)
+    assert client.finished == ([] if reason else [208])  # an output that is not there does not come by waiting
+    if reason:
+        delay, text = temporary.read_text().splitlines()[:2]
+        assert 12 <= int(delay) <= 18
+        assert reason in text
+
+
 def test_quit_ends_the_vm_without_a_finish_file(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (slot / "worker.sh").write_text("#!/bin/sh\nexec sleep 60\n")
     client = Client(slot, lambda: Status(leave=Leave.QUIT if "in CernVM): running" in log(slot) else Leave.STAY))
@@ -263,6 +314,23 @@ def test_quit_ends_the_vm_without_a_finish_file(slot: Path, monkeypatch: pytest.
     assert "ending because of the client's quit request" in log(slot)
     assert calls(slot)[-1][0] == "shutdown"
     assert not (slot / FINISH_FILE).exists()
+
+
+def test_a_vm_that_comes_up_after_a_suspend_is_paused(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = slot.parent / "slow-start"
+    slow.touch()
+
+    def wish() -> Status:
+        if "start_vm" not in names():
+            return Status()
+        slow.unlink(missing_ok=True)
+        return Status(suspended="pause_vm" not in names())
+
+    def names() -> list[str]:
+        return [call for call, _ in calls(slot)] if (slot.parent / "calls").exists() else []
+
+    assert with_client(build(slot), Client(slot, wish), monkeypatch) == 0
+    assert names().index("pause_vm") < names().index("resume_vm") < names().index("put")
 
 
 def test_suspend_holds_the_task_back_and_pauses_its_vm(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,6 +317,29 @@ def test_a_full_disk_is_a_temporary_exit_and_forgotten_with_progress(
     assert StateFile(slot).state.temporary_exits == 0
 
 
+def test_a_job_that_is_done_is_not_lost_to_a_full_disk(
+    slot: Path, build: Build, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_job(slot, task("echo once >> o"))
+
+    def full(*_args: object, **_more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "boinc_finish_called")
+
+    monkeypatch.setattr("host_agent.wrapper.wrapper.delay_s", lambda _count: 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "finish", full)
+        assert run(build) == 0
+        assert (slot / "boinc_temporary_exit").read_text().startswith("1\nthe disk is full (boinc_finish_called)\n")
+        patch.setattr(client, "temporary_exit", full)
+        start = time.monotonic()
+        assert run(build) == 0
+        assert time.monotonic() - start >= 1
+        assert "so the wait is here" in log(slot)
+    assert run(build) == 0
+    assert (slot / "boinc_finish_called").read_text() == "0\n"
+    assert (slot / "o").read_text() == "once\n"
+
+
 def test_what_does_not_pass_ends_the_job(slot: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     write_job(slot, task("true"))
 

@@ -15,14 +15,15 @@ from host_agent.wrapper.boinc.testing import INIT_DATA, ClientSide
 
 
 def test_every_field(tmp_path: Path) -> None:
-    ClientSide(tmp_path, client_pid=4711, wu_cpu_time=12.25, process_priority=2)
+    files = ("worker_1.04", "job_1.04.xml")
+    ClientSide(tmp_path, client_pid=4711, wu_cpu_time=12.25, process_priority=2, app_files=files)
     data = read_init_data(tmp_path / "init_data.xml")
     assert data == InitData(
         standalone=False,
         client_version="7.20.5",
         app_name="worker",
         app_version=104,
-        app_files=("worker_1.04", "job_1.04.xml"),
+        app_files=files,
         wu_name="wu_1",
         result_name="wu_1_0",
         project_dir="/var/lib/boinc & co/projects/example.org",
