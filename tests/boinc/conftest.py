@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,7 +105,7 @@ def make_site(directory: Path, *, leave_in_memory: bool = True, images: Path | N
     project.add_version(AppVersion(200, {"launcher": launcher("tests.boinc.talker")}, "talker"))
     client = RealClient(directory / "client", ncpus=8, leave_in_memory=leave_in_memory)
     environment = {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "VMWRAPPER_IMAGES": str(images or directory),
         "VMWRAPPER_RUNTIME": str(directory / "run"),
     }

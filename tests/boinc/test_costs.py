@@ -17,7 +17,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_and_cpu_time(tmp_path: Path) -> None:
     found = wrapper.costs(tmp_path)
-    assert found["rss_mb"] <= 24.5
+    assert found["rss_mb"] <= 21.5
     assert found["tree_cpu_s_per_minute"] <= 0.4
 
 

@@ -45,6 +45,7 @@ class Everything:
     suspended: Work
     aborted: Work
     talking: Work
+    early: Work
     machine: Work
 
     def open(self, work: Work) -> None:
@@ -80,6 +81,11 @@ def everything(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterat
             outputs=("out",),
         ),
         aborted=send("aborted", count("aborted"), outputs=("out",)),
+        early=send(
+            "early",
+            task("trap 'echo so far > boinc_resolve(out); exit 0' TERM; while :; do touch ticks; sleep 0.1; done"),
+            outputs=("out",),
+        ),
         talking=site.project.send(Work("talking", 200, {}, ("early", "out"))),
         machine=send("machine", VM_TASK, outputs=("out",)),
     )
@@ -179,6 +185,16 @@ def test_an_application_that_talks(everything: Everything) -> None:
     assert lines["client"].startswith("7.")
     upload = site.project.upload_times
     assert upload[work.output("early")] < upload[work.output("out")]
+
+
+def test_the_project_ends_a_job_early(everything: Everything) -> None:
+    site, work = everything.site, everything.early
+    site.slot(work, "ticks")
+    site.project.send_trickle_down(work.result, "<end_early/>")
+    report = site.report(work)
+    assert (report.exit_status, report.state) == (0, UPLOADED), report.stderr
+    assert "the project wants the job to end now" in report.stderr
+    assert site.project.uploads[work.output("out")] == b"so far\n"
 
 
 @pytest.mark.vm
