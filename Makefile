@@ -13,7 +13,7 @@ PACKAGES += openssl activemq libxstream-java libjettison-java libxpp3-java rabbi
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
-.PHONY: help example test test-virtualbox test-virtualbox-host lint bench fuzz chaos-boinc image setup clean
+.PHONY: help example test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench fuzz chaos-boinc image setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,10 @@ test: image ## run all tests, with real virtual machines
 
 test-virtualbox: $(VENV)/ready ## test beside a real VirtualBox 7.2, without its kernel driver, in a chroot
 	@$(BIN)/python -m tests.virtualbox.chroot python3 -m pytest -p no:cacheprovider tests/virtualbox $(PYTEST_ARGS)
+
+test-virtualbox-long: $(VENV)/ready ## its long form: 100 cycles of a VM's life, and a minute's CPU time
+	@VMWRAPPER_LONG=1 $(BIN)/python -m tests.virtualbox.chroot \
+	    python3 -m pytest -p no:cacheprovider tests/virtualbox/test_cycles.py -s $(PYTEST_ARGS)
 
 test-virtualbox-host: $(VENV)/ready ## test with this host's own VirtualBox and its kernel driver (not run in CI)
 	@VMWRAPPER_VIRTUALBOX=host $(BIN)/python -m pytest tests/virtualbox $(PYTEST_ARGS)

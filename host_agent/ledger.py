@@ -18,6 +18,7 @@ import psutil
 from common.files import runtime_dir, write_private
 
 ENTRY = "entry.json"
+SAVED_BY_VIRTUALBOX = "machine/Snapshots/*.sav"  # states and snapshots, below the directory of a VM
 STATES = "states.json"  # in the directory of a VM that can be restored
 
 
@@ -73,6 +74,10 @@ def sweep() -> list[str]:
             removed.append(f"ended process {process[0]} of the VM {place.name}")
         if value.get("machine"):
             hypervisor, machine = value["machine"]
+            if any(directory.glob(SAVED_BY_VIRTUALBOX)):
+                # The entry stays as well: should the directory go, the next sweep removes the rest.
+                removed.append(f"kept {directory}: its VM can be restored")
+                continue
             why_not = _unregister(hypervisor, machine, directory)
             if why_not:
                 # What it has is known to the hypervisor still: the entry stays for the next sweep.

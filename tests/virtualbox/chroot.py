@@ -8,27 +8,25 @@ image builder (`VMWRAPPER_CACHE`, ~600 MB) for as long as this file, `stand-in.s
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from common.errors import VMwrapperError
 from vm_images.cache import Cache, default_cache, digest_of
 from vm_images.sources import debian_sources
-from vm_images.tools import as_root, find_tool, remove_tree, run
+from vm_images.tools import as_root, find_tool, run
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
-LOCK = CHECKOUT / "lock" / "dev.txt"
+LOCK = CHECKOUT / "lock" / "virtualbox.txt"
 PYTHON = "3.14"  # sid's
 RELEASE = "sid"
-# Not used by the tests inside, and half of all bytes.
-UNUSED = ("mypy", "mypyc", "mypy_zope", "bin")
 
 
 def root(cache: Cache) -> Path:
     """Directory tree with VirtualBox in it."""
-    sources = [_with_contrib(line) for line in debian_sources(RELEASE)]
+    sources = [f"{line} contrib" for line in debian_sources(RELEASE)]
     hook = HERE / "stand-in.sh"
     key = digest_of(["virtualbox", "\n".join(sources), hook.read_bytes(), Path(__file__).read_bytes()])
 
@@ -45,8 +43,8 @@ def root(cache: Cache) -> Path:
                 '--aptopt=Acquire::Check-Valid-Until "false"',
                 *options,
                 f"--essential-hook={hook.read_text('utf-8')}",
-                # What boots the guest that tries the network, besides.
-                "--include=python3,virtualbox,ipxe,syslinux,mtools,dosfstools",
+                # Besides: what the guest that tries the network boots from, and a network for it.
+                "--include=python3,virtualbox,ipxe,syslinux,mtools,dosfstools,iproute2",
                 '--customize-hook=mkdir "$1/checkout" "$1/libraries"',
                 RELEASE,
                 place / "root",
@@ -57,10 +55,6 @@ def root(cache: Cache) -> Path:
         )
 
     return cache.layer("virtualbox", key, make) / "root"
-
-
-def _with_contrib(line: str) -> str:
-    return f"{line} contrib"
 
 
 def libraries(cache: Cache) -> Path:
@@ -75,24 +69,23 @@ def libraries(cache: Cache) -> Path:
         settings = {key: value for key, value in os.environ.items() if key.startswith(("PIP_", "SSL_", "REQUESTS_"))}
         target, lock = f"--target={place}", f"--requirement={LOCK}"
         run([*pip, target, lock], "fetching the libraries of the tests", env=settings)
-        for name in UNUSED:
-            remove_tree(place / name)
 
     return cache.layer("virtualbox-libraries", key, make)
 
 
-def main(command: list[str]) -> int:
+def main(command: list[str]) -> NoReturn:
     cache = Cache(default_cache())
     try:
         tree = root(cache)
         where = libraries(cache)
         unshare = [find_tool("unshare"), *(["--user", "--map-root-user", "--map-auto"] if os.geteuid() else [])]
     except VMwrapperError as error:
-        print(f"VirtualBox cannot be set up for the tests: {error.explain()}", file=sys.stderr)
-        return 1
-    unshare += ["--mount", "--pid", "--fork", "--kill-child", "--"]
-    return subprocess.run([*unshare, "sh", HERE / "enter.sh", tree, where, CHECKOUT, *command], check=False).returncode
+        sys.exit(f"VirtualBox cannot be set up for the tests: {error.explain()}")
+    unshare += ["--mount", "--net", "--pid", "--fork", "--kill-child", "--"]
+    words = [*unshare, "sh", HERE / "enter.sh", tree, where, CHECKOUT, *command]
+    # In this process's place: whoever ends it, ends everything.
+    os.execv(unshare[0], [str(word) for word in words])  # noqa: S606 - a list of words
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Run a command beside a real VirtualBox: enter.sh ROOT LIBRARIES CHECKOUT command…
 #
-# Started by chroot.py in mount and process name spaces of its own: whatever is mounted here is gone with them, and so
-# is every process that the command leaves behind. ROOT stays as it is; what is written goes to memory.
+# Started by chroot.py in mount, process and network name spaces of its own: whatever is mounted here is gone with them,
+# and so is every process that the command leaves behind. ROOT stays as it is; what is written goes to memory.
 set -eu
 root=$1 libraries=$2 checkout=$3
 shift 3
@@ -35,8 +35,9 @@ if [ ! -e /dev/vboxdrv ]; then
     # FOR TESTS ONLY: without the kernel driver, guests are interpreted.
     mount --bind "$checkout/tests/virtualbox/interpreter_headless.py" "$root/usr/lib/virtualbox/VBoxHeadless"
 fi
+chroot "$root" ip link set lo up
 exec chroot "$root" /usr/bin/env -i -C /checkout \
-    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
+    PATH=/usr/lib/virtualbox:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
     PYTHONPATH=/libraries PYTHONPYCACHEPREFIX=/tmp/bytecode VBOX_USER_HOME=/tmp/vbox VBOX_IPC_SOCKETID=vmwrapper-test \
     VMWRAPPER_VIRTUALBOX=interpreted \
     ${VMWRAPPER_LONG:+VMWRAPPER_LONG="$VMWRAPPER_LONG"} "$@"

@@ -14,13 +14,15 @@ _BEGIN = bytes.fromhex(
     "fa 31c0 8ed8 8ed0 bc007c fb fc"  # cli; ax, ds, ss = 0; sp = 7c00; sti; cld
 )
 _PRINT = bytes.fromhex(
-    "ac 84c0 7406 baf803 ee ebf5"  # lodsb; test al,al; jz end; mov dx,3f8; out dx,al; jmp again
+    "ac 84c0 7412 88c4"  # lodsb; test al,al; jz end; mov ah,al
+    "bafd03 ec a820 74fb"  # until the serial port has room
+    "88e0 baf803 ee ebe9"  # mov al,ah; out 3f8,al; the next one
 )
 _LETTERS = bytes.fromhex(
     "b361"  # mov bl,'a'
     "b90a00 f4 e2fd"  # ten times: hlt, until the timer's next tick of 55 ms
     "88d8 baf803 ee"  # bl to the serial port
-    "fec3 80fb7b 75ec b361 ebe8"  # the next letter, and 'a' after 'z'
+    "fec3 80fb7b 75ed b361 ebe9"  # the next letter, and 'a' after 'z'
 )
 _POWER_OFF = bytes.fromhex(
     "ba0f04"  # mov dx,40f: the port with which VirtualBox's BIOS powers off
@@ -57,18 +59,16 @@ def image(directory: Path, sector: bytes = LETTERS, name: str = "tiny") -> Image
     return Image(name, directory, "1" * 64, "x86_64", disk, None, None, "", 64)
 
 
-def network_image(directory: Path, script: str) -> Image:
-    """A guest image that runs an iPXE script: a FAT file system on a whole disk, with syslinux and iPXE on it."""
+def network_image(directory: Path, command: str) -> Image:
+    """A guest image that runs a command of iPXE: a FAT file system on a whole disk, with syslinux and iPXE on it."""
     directory.mkdir(exist_ok=True)
-    raw, disk = directory / "disk.raw", directory / "disk.vdi"
-    raw.write_bytes(b"\0" * (4 << 20))
-    (directory / "script.ipxe").write_text(f"#!ipxe\n{script}")
-    (directory / "syslinux.cfg").write_text("DEFAULT ipxe\nLABEL ipxe\nKERNEL ipxe.krn\nINITRD script.ipxe\n")
-    files = [directory / "script.ipxe", directory / "syslinux.cfg"]
+    raw, disk, menu = directory / "disk.raw", directory / "disk.vdi", directory / "syslinux.cfg"
+    raw.write_bytes(b"\0" * (2 << 20))
+    menu.write_text(f"DEFAULT ipxe\nLABEL ipxe\nKERNEL ipxe.krn\nAPPEND {command}\n")
     commands: list[list[str | Path]] = [
         ["mkfs.fat", raw],
         ["mcopy", "-i", raw, "/usr/lib/ipxe/ipxe.lkrn", "::ipxe.krn"],
-        ["mcopy", "-i", raw, *files, "::"],
+        ["mcopy", "-i", raw, menu, "::"],
         ["syslinux", "--install", raw],
         ["VBoxManage", "convertfromraw", raw, disk, "--format", "VDI"],
     ]

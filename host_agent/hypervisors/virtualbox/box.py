@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,16 @@ class Box:
             "snapshots": [{"id": str(s.id_p), "name": str(s.name)} for s in _snapshots(found)],
         }
 
+    def hostonly_address(self, interface: str) -> str:
+        """This host's address on a host-only network."""
+        try:
+            found = self._vbox.host.find_host_network_interface_by_name(interface)
+        except Exception as error:
+            self.check(error)
+            hint = "VBoxManage list hostonlyifs names those that are there; hostonlyif create makes one"
+            raise BoxError(f"VirtualBox has no host-only interface {interface} ({words(error)})", hint) from None
+        return str(found.ip_address)
+
     def state(self, machine: str) -> tuple[str, int | None]:
         """State and process of one machine: what is looked at all the time."""
         found = self._vbox.find_machine(machine)
@@ -120,8 +130,14 @@ class Box:
         """ServiceLost if this failure means that VirtualBox's service is gone."""
         if isinstance(error, ServiceLost):
             raise error
-        if status(error) in DEAD:
-            raise ServiceLost(f"VirtualBox's service has ended ({words(error)})", "it is started again when needed")
+        if status(error) not in DEAD:
+            return
+        # A machine's own process says the same when it ends during a call: only the service can tell which it was.
+        try:
+            str(self._vbox.api_version)
+        except Exception:
+            why = words(error)
+            raise ServiceLost(f"VirtualBox's service has ended ({why})", "it is started again when needed") from None
 
     def _unlocked(self, machine: Any, what: str) -> Until:
         return Until(lambda: str(machine.session_state) == UNLOCKED, what, END)
@@ -247,9 +263,17 @@ class Box:
     def save_state(self, machine: str) -> Operation:
         """Write the guest's memory to disk and end its process."""
         found = self._machine(machine)
-        with self._session(found) as session:
-            yield Progress(session.machine.save_state(), "saving the machine's state", STATE)
+        try:
+            with self._session(found) as session:
+                yield Progress(session.machine.save_state(), "saving the machine's state", STATE)
+        except Exception as error:
+            self.check(error)
+            if status(error) not in DEAD:
+                raise
+            # Its process ended before it could say that it is done; the state says whether it was.
         yield self._unlocked(found, "ending the saved machine's process")
+        if str(found.state) != "Saved":
+            raise BoxError(f"the machine's process ended while its state was being saved: it is {found.state}")
         _flush(str(found.state_file_path), str(found.settings_file_path))
 
     def discard_state(self, machine: str) -> None:
@@ -299,7 +323,9 @@ class Box:
             self.check(error)
             if pid is None or str(machine.session_state) == UNLOCKED:
                 return  # it ended by itself meanwhile
-            os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            if status(error) not in DEAD:  # its process is there, and does not obey
+                with suppress(ProcessLookupError):
+                    os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
             yield self._unlocked(machine, "ending the machine's process by force")
 
     # -- removing

@@ -21,14 +21,18 @@ from twisted.python.failure import Failure
 
 from ..base import HypervisorError
 from .one_call import worker_argv, worker_environment
+from .worker import SERVICE_LOST
 
 RECONNECT = 2.0  # seconds until a lost worker with watched machines is replaced
+
+LOST = "Lost"  # our name for the state of a machine whose service ended while it ran
 
 News = Callable[[str, int | None], None]  # VirtualBox's name of the state, process
 
 
 @attrs.define(eq=False)
 class _Waiting:
+    worker: _Worker
     call: str
     answer: Deferred[Any]
     late: IDelayedCall
@@ -47,6 +51,8 @@ class Calls:
         self._watched: dict[str, News] = {}
         self._next = 1
         self._again: IDelayedCall | None = None
+        self._processes: set[_Worker] = set()  # every worker whose process has not ended yet
+        self._without_service: set[str] = set()  # machines that were watched when VirtualBox's service ended
         self._idle: list[Deferred[None]] = []
 
     @property
@@ -63,7 +69,7 @@ class Calls:
         number, self._next = self._next, self._next + 1
         answer: Deferred[Any] = Deferred()
         late = self._reactor.callLater(deadline, self._late, number, deadline)
-        self._waiting[number] = _Waiting(call, answer, late)
+        self._waiting[number] = _Waiting(worker, call, answer, late)
         worker.write({"id": number, "call": call, "arguments": arguments})
         return answer
 
@@ -87,12 +93,14 @@ class Calls:
             argv = worker_argv()
             self._reactor.spawnProcess(worker, argv[0], argv, env=worker_environment(self._environment))
             self._worker = worker
+            self._processes.add(worker)
         return self._worker
 
     def _late(self, number: int, deadline: float) -> None:
         waiting = self._waiting.pop(number)
-        if self._worker is not None:
-            self._worker.kill()
+        waiting.worker.kill()
+        if waiting.worker is self._worker:
+            self._worker = None  # the next call starts another
         sentence = f"VirtualBox did not answer within {deadline:.0f} s ({waiting.call.replace('_', ' ')})"
         waiting.answer.errback(HypervisorError(sentence, "does `VBoxManage list vms` answer? If not, end VBoxSVC"))
 
@@ -100,9 +108,14 @@ class Calls:
 
     def answered(self, worker: _Worker, message: dict[str, Any]) -> None:
         if "machine" in message:
-            news = self._watched.get(message["machine"])
+            machine, state = message["machine"], message["state"]
+            if machine in self._without_service:
+                self._without_service.discard(machine)
+                # Its service has ended, and came back without a memory of what ran: nobody powered it off.
+                state = LOST if state == "PoweredOff" else state
+            news = self._watched.get(machine)
             if news is not None:
-                news(message["state"], message["pid"])
+                news(state, message["pid"])
             return
         waiting = self._waiting.pop(message["id"], None)
         if waiting is None:
@@ -115,17 +128,23 @@ class Calls:
         else:
             waiting.answer.callback(message["result"])
 
-    def ended(self, worker: _Worker, words: str) -> None:
+    def ended(self, worker: _Worker, words: str, *, service_lost: bool) -> None:
         if worker is self._worker:
             self._worker = None
-        lost, self._waiting = self._waiting, {}
-        for waiting in lost.values():
+        for number, waiting in list(self._waiting.items()):
+            if waiting.worker is not worker:
+                continue
+            del self._waiting[number]
             waiting.late.cancel()
             sentence = f"the process for VirtualBox has ended ({waiting.call.replace('_', ' ')})"
             waiting.answer.errback(HypervisorError(f"{sentence}: {words}" if words else sentence))
-        idle, self._idle = self._idle, []
-        for waiter in idle:
-            waiter.callback(None)
+        self._processes.discard(worker)
+        if not self._processes:
+            idle, self._idle = self._idle, []
+            for waiter in idle:
+                waiter.callback(None)
+        if service_lost:
+            self._without_service.update(self._watched)
         if self._watched and self._again is None:
             self._log.warn("the process for VirtualBox has ended and is started again: {words}", words=words)
             self._again = self._reactor.callLater(RECONNECT, self._reconnect)
@@ -136,16 +155,17 @@ class Calls:
             self._rewatch(list(self._watched))
 
     def close(self) -> Deferred[None]:
-        """End the worker; fires when its process is gone."""
+        """End the worker; fires when its process, and every one before it, is gone."""
         self._watched.clear()
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        if self._worker is None:
+        if not self._processes:
             return succeed(None)
         idle: Deferred[None] = Deferred()
         self._idle.append(idle)
-        self._worker.end()
+        for worker in self._processes:
+            worker.end()
         return idle
 
 
@@ -197,4 +217,5 @@ class _Worker(ProcessProtocol):
         if self._killer is not None and self._killer.active():
             self._killer.cancel()
         lines = self._errors.decode("utf-8", "replace").strip().splitlines()
-        self._calls.ended(self, lines[-1] if lines else "")
+        lost = getattr(reason.value, "exitCode", None) == SERVICE_LOST
+        self._calls.ended(self, lines[-1] if lines else "", service_lost=lost)

@@ -10,12 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import ClientFactory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 KEEP = 128 * 1024  # bytes that stay when the file is cut
 LIMIT = 2 * KEEP
+TRY_TICK = 0.03  # seconds between two tries to connect
+TRIES = 6000
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x09\x0b-\x1f\x7f]")
 
 
@@ -59,10 +61,28 @@ class Console:
         self._socket = socket
         self._file = BoundedFile(file)
         self._connection: _Reader | None = None
+        self._tries = 0
+        self._next_try: IDelayedCall | None = None
 
     def connect(self) -> None:
-        """Read from the socket, which VirtualBox opens before the guest runs, until the machine ends."""
+        """Read from the socket until the machine ends.
+
+        VirtualBox opens it while it starts the machine and does not keep what nobody reads: so it is tried often,
+        for a guest's first words are those that explain why it does not start.
+        """
+        self.close()
+        self._tries = TRIES
+        self._try()
+
+    def _try(self) -> None:
+        self._next_try = None
         self._reactor.connectUNIX(str(self._socket), _Factory(self), timeout=5)
+
+    def failed(self) -> None:
+        """Nobody listens there yet."""
+        self._tries -= 1
+        if self._tries > 0:
+            self._next_try = self._reactor.callLater(TRY_TICK, self._try)
 
     def received(self, data: bytes) -> None:
         try:
@@ -72,8 +92,14 @@ class Console:
 
     def connected(self, connection: _Reader | None) -> None:
         self._connection = connection
+        if connection is not None and self._tries <= 0:
+            self.close()  # it was closed while it was being opened
 
     def close(self) -> None:
+        self._tries = 0
+        if self._next_try is not None:
+            self._next_try.cancel()
+            self._next_try = None
         if self._connection is not None and self._connection.transport is not None:
             self._connection.transport.loseConnection()
 
@@ -105,3 +131,6 @@ class _Factory(ClientFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> _Reader:
         return _Reader(self._console)
+
+    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
+        self._console.failed()

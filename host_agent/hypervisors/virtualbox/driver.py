@@ -16,6 +16,7 @@ from .images import BaseDisks
 from .machine import GATEWAY, SHORT, VirtualBoxMachine
 from .record import Record
 from .requirements import requirements
+from .service_ports import LOOPBACK
 from .settings import Settings
 
 
@@ -48,13 +49,20 @@ class VirtualBoxHypervisor:
 
     async def _create(self, spec: MachineSpec) -> Machine:
         base = await self._disks.disk_of(spec.image)
-        machine = self._machine(spec, Record.new())
+        machine = self._machine(spec, Record.new(await self._address()))
         try:
             await machine.make(str(base), self._settings)
         except BaseException:
             await machine.destroy()
             raise
         return machine
+
+    async def _address(self) -> str:
+        """Where a guest's services listen, for the network that is set."""
+        kind, _, interface = self._settings.network.partition(":")
+        if kind != "hostonly":
+            return LOOPBACK
+        return str(await self.calls.call("hostonly_address", SHORT, interface=interface))
 
     def _machine(self, spec: MachineSpec, record: Record) -> VirtualBoxMachine:
         ledger = LedgerEntry(spec.instance, spec.directory)

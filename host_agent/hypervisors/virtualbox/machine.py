@@ -20,11 +20,11 @@ from host_agent.ledger import LedgerEntry
 
 from ..base import HypervisorError, MachineSpec, MachineState
 from ..cpu_time import CpuTime
-from .calls import Calls
+from .calls import LOST, Calls
 from .config_iso import config_iso
 from .console import Console
 from .record import Record, identity_of
-from .service_ports import ServicePorts, tell_guest
+from .service_ports import LOOPBACK, ServicePorts, tell_guest
 from .settings import Settings
 
 GATEWAY = "10.0.2.2"  # of VirtualBox's NAT
@@ -43,6 +43,7 @@ STATES = {
     "AbortedSaved": MachineState.CRASHED,
     "Stuck": MachineState.CRASHED,
     "Gone": MachineState.CRASHED,
+    LOST: MachineState.CRASHED,
     "Running": MachineState.RUNNING,
     "Paused": MachineState.PAUSED,
 }
@@ -51,6 +52,7 @@ REASONS = {
     "Aborted": "VirtualBox's process of the VM ended unexpectedly",
     "AbortedSaved": "VirtualBox's process of the VM ended before its saved state was restored",
     "Stuck": "VirtualBox stopped the guest after a fatal error of its processor",
+    LOST: "VirtualBox's service ended, and the VM with it",
     "Gone": "VirtualBox does not know the VM any more",
 }
 # In which state a machine is taken over from an earlier host agent.
@@ -80,7 +82,7 @@ class VirtualBoxMachine:
         self._calls = calls
         self._ledger = ledger
         self._record = record
-        self._ports = ServicePorts(reactor, spec.services)
+        self._ports = ServicePorts(reactor, spec.services, record.address)
         self._console_socket = ledger.path / "console.sock"
         self._console = Console(reactor, self._console_socket, spec.directory / "console.log")
         self._one = DeferredLock()
@@ -95,7 +97,8 @@ class VirtualBoxMachine:
         spec = self.spec
         self._ports.open()
         self._keep(ports=self._ports.places)
-        told = tell_guest(spec.guest_config, GATEWAY, GATEWAY, self._ports.places)
+        seen = GATEWAY if self._record.address == LOOPBACK else self._record.address
+        told = tell_guest(spec.guest_config, GATEWAY, seen, self._ports.places)
         iso = spec.directory / "config.iso"
         write_private(iso, config_iso(told))
         await self._calls.call(
@@ -134,6 +137,7 @@ class VirtualBoxMachine:
         self.state = state
         if state in _ALIVE:
             self._has_process(found["pid"])
+            self._console.connect()
             self._calls.watch(self.id, self._news)
         return True
 
@@ -162,6 +166,7 @@ class VirtualBoxMachine:
                 self.spec.on_state(state, reason)
 
     def _process_ended(self) -> None:
+        self._console.close()
         if self.pid is not None:
             self._cpu_time.look(self.pid)
             self._keep(cpu_before=self._record.cpu_before + self._cpu_time.seconds)
@@ -173,7 +178,6 @@ class VirtualBoxMachine:
         if pid is not None:
             self._ledger.has_process(pid)
             _be_gentle(pid)
-        self._console.connect()
 
     def _news(self, name: str, pid: int | None) -> None:
         """What VirtualBox says of this VM, asked or not."""
@@ -219,6 +223,7 @@ class VirtualBoxMachine:
         if self.state in (MachineState.PAUSED, MachineState.DESTROYED):
             raise HypervisorError(f"{self.spec.name} is {self.state.value} and cannot be started")
         self._change(MachineState.STARTING)
+        self._console.connect()
         try:
             answer = await self._ask("start", START_DEADLINE)
         except HypervisorError as error:
@@ -237,7 +242,6 @@ class VirtualBoxMachine:
             return
         self._cpu_time.look(self.pid)
         await self._ask("power_off", END_DEADLINE)
-        self._console.close()
         if self.state in _ALIVE:
             self._change(MachineState.STOPPED)
 
@@ -295,7 +299,6 @@ class VirtualBoxMachine:
         self._needs_life("saved")
         self._cpu_time.look(self.pid)
         await self._ask("save_state", STATE_DEADLINE)
-        self._console.close()
         self._change(MachineState.SAVED)
 
     def _needs_life(self, done: str) -> None:

@@ -12,6 +12,8 @@ import psutil
 
 from common.files import write_private
 
+from .service_ports import LOOPBACK
+
 NAME = "virtualbox.json"
 
 Identity = tuple[int, float]  # a process: its number and when it began
@@ -23,12 +25,13 @@ class Record:
 
     machine: str  # VirtualBox's UUID
     owner: Identity | None
+    address: str = LOOPBACK  # of this host, where the services listen
     ports: dict[int, int] = attrs.field(factory=dict)
     cpu_before: float = 0.0  # seconds, of processes that carried this VM earlier
 
     @classmethod
-    def new(cls) -> Record:
-        return cls(str(uuid.uuid4()), identity_of(os.getpid()))
+    def new(cls, address: str = LOOPBACK) -> Record:
+        return cls(str(uuid.uuid4()), identity_of(os.getpid()), address)
 
     @classmethod
     def read(cls, directory: Path) -> Record | None:
@@ -37,7 +40,8 @@ class Record:
             value = json.loads((directory / NAME).read_bytes())
             owner = (int(value["owner"][0]), float(value["owner"][1])) if value["owner"] else None
             ports = {int(seen): int(real) for seen, real in value["ports"].items()}
-            return cls(str(uuid.UUID(value["machine"])), owner, ports, float(value["cpu_before"]))
+            machine = str(uuid.UUID(value["machine"]))
+            return cls(machine, owner, str(value["address"]), ports, float(value["cpu_before"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

@@ -33,7 +33,19 @@ SERVICE_LOST = 3
 OPERATION_TICK = 0.02  # seconds between two looks at operations that are under way
 WATCH_TICK = 1.0  # seconds between two looks at machines, each a call of a tenth of a millisecond
 CALLS = (
-    *("hello", "machines", "look", "create", "convert", "remove", "start", "power_off", "pause", "resume"),
+    *(
+        "hello",
+        "machines",
+        "look",
+        "hostonly_address",
+        "create",
+        "convert",
+        "remove",
+        "start",
+        "power_off",
+        "pause",
+        "resume",
+    ),
     *("save_state", "discard_state", "snapshot", "restore", "delete_snapshot"),
 )
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 VERSION = os.environ["FAKE_VIRTUALBOX"]
+if VERSION == "broken":
+    raise ImportError("VBoxPython3.so: wrong ELF class")
 SHAPE = tuple(int(part) for part in VERSION.split("."))
 HANGS = os.environ.get("FAKE_VIRTUALBOX_HANGS", "")
 FAILS = dict([os.environ["FAKE_VIRTUALBOX_FAILS"].split("=", 1)]) if "FAKE_VIRTUALBOX_FAILS" in os.environ else {}
-if VERSION == "broken":
-    raise ImportError("VBoxPython3.so: wrong ELF class")
 
 # As 7.2 has them; 6.1's are in pyvbox, which was generated from it.
 STATES_7 = (
@@ -348,9 +348,17 @@ class Session(Thing):
             self.machine.sessionState = value("SessionState", "Unlocked")
 
 
+class Host(Thing):
+    def findHostNetworkInterfaceByName(self, name: str) -> Thing:
+        if name != "vboxnet0":
+            raise FakeError(f"The host network interface named '{name}' could not be found")
+        return Thing(IPAddress="127.0.0.2")
+
+
 class VirtualBox(Thing):
     def __init__(self) -> None:
-        super().__init__(version=f"{VERSION}.99", APIVersion=VERSION.replace(".", "_"), homeFolder="/nowhere")
+        versions = {"version": f"{VERSION}.99", "APIVersion": VERSION.replace(".", "_")}
+        super().__init__(**versions, homeFolder="/nowhere", host=Host())
         self._machines: list[Machine] = []
         self._media: list[Medium] = []
         self._foreign()
@@ -404,6 +412,8 @@ class VirtualBox(Thing):
     def findMachine(self, name: str) -> Machine:
         for machine in self._machines:
             if name in (machine.id, machine.name):
+                if machine._process is not None and machine._process.poll() is not None:
+                    machine._end("Aborted")
                 return machine
         raise FakeError(f"Could not find a registered machine named '{name}'")
 
