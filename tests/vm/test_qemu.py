@@ -117,6 +117,14 @@ async def test_guest_reaches_its_services_and_nothing_else(guest: Guest) -> None
             "tcp 192.0.2.1 80",
             "tcp 10.0.2.3 53",
             "udp 10.0.2.3 53",
+            "udp 192.0.2.1 53",
+            "udp 10.0.2.2 67",
+            "tcp 10.0.2.15 61613",
+            "tcp 10.0.2.16 61613",
+            f"tcp6 ::1 {port}",
+            f"tcp6 fec0::2 {port}",
+            "tcp6 2001:db8::1 80",
+            "udp6 fec0::3 53",
         ):
             assert await guest.asker.ask(f"reach {place}") != "open", place
     finally:

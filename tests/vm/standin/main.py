@@ -79,6 +79,12 @@ def do_random() -> str:
     return os.urandom(16).hex()
 
 
+def do_flood_console(kilobytes: str) -> bool:
+    for number in range(int(kilobytes)):
+        print(f"flood {number}", "x" * 1000, flush=True)
+    return True
+
+
 def do_write(path: str, text: str) -> bool:
     with open(path, "w") as file:
         file.write(text)
@@ -101,13 +107,13 @@ def do_echoes(word: str) -> bool:
 
 
 def do_reach(kind: str, host: str, port: str) -> str:
-    """What happens to a connection to somewhere: "open", or the error's name."""
-    family = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
-    with socket.socket(socket.AF_INET, family) as one:
+    """What happens to a connection to somewhere, "tcp", "udp", "tcp6" or "udp6": "open", or the error's name."""
+    family = socket.AF_INET6 if kind.endswith("6") else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM if kind.startswith("tcp") else socket.SOCK_DGRAM) as one:
         one.settimeout(3)
         try:
             one.connect((host, int(port)))
-            if kind == "udp":
+            if kind.startswith("udp"):
                 one.send(b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x07example\x03org\0\0\x01\0\x01")
                 one.recv(512)
             return "open"
