@@ -79,6 +79,7 @@ class MachineSpec:
     services: Mapping[int, IProtocolFactory]
     guest_config: bytes  # delivered to this guest alone, never through argv; at most 64 KiB
     on_state: Callable[[MachineState, str], None] = attrs.field(repr=False)  # new state, reason
+    cpu_share: float = 1.0  # of the time that its processors may run; drivers that cannot hold it run as ever
 
 
 class Machine(Protocol):

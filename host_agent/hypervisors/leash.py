@@ -7,7 +7,7 @@ host is removed, except for states that can be restored.
 A process of its own, run by path with `python -I -S` and the standard library alone: small, and nothing to wait for.
 Settings come as JSON through standard input; it answers by ending its first process once it can be connected to.
 
-    agent ──▶ leash   {"signal": 15}, {"done": true}
+    agent ──▶ leash   {"signal": 15}, {"share": 0.5}, {"done": true}
     leash ──▶ agent   {"leash": pid, "process": pid}, {"ended": {"status", "signal", "errors", "cpu_seconds"}},
                       {"busy": true} to a second agent
 """
@@ -30,6 +30,7 @@ CONSOLE = "console.log"
 CONSOLE_BYTES = 64 * 1024
 ERROR_BYTES = 4000
 LONGEST_LINE = 4096
+PERIOD = 0.1  # seconds in which a share of the processor's time is given out
 FIRST_WAIT = 10.0  # seconds for the agent that started us to connect
 
 
@@ -47,6 +48,9 @@ class Leash:
         self._done = False
         self._ended: dict[str, Any] | None = None
         self._errors = b""
+        self._share = 1.0
+        self._stands = False  # QEMU was stopped, until its turn comes
+        self._turn = 0.0
         self._console = Console(os.path.join(self._directory, CONSOLE))  # noqa: PTH118  (pathlib is 10 ms)
         self._selector = selectors.DefaultSelector()
 
@@ -62,15 +66,31 @@ class Leash:
         self._selector.register(self._listening, selectors.EVENT_READ, self._connected)
         alone_until = time.monotonic() + max(self._grace, FIRST_WAIT)
         while not (self._done and self._ended is not None):
-            wait = None if self._agent is not None else alone_until - time.monotonic()
-            if wait is not None and wait <= 0:
+            if self._agent is None and alone_until <= time.monotonic():
                 self._give_up()
                 return
             had = self._agent
-            for key, _ in self._selector.select(wait):
+            for key, _ in self._selector.select(self._wait(alone_until)):
                 key.data(key.fd)
+            self._give_turns()
             if had is not None and self._agent is None:
                 alone_until = time.monotonic() + self._grace
+
+    def _wait(self, alone_until: float) -> float | None:
+        """Seconds until something is due; None when only events count."""
+        due = [] if self._agent is not None else [alone_until]
+        if (self._share < 1.0 or self._stands) and self._ended is None:
+            due.append(self._turn)
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _give_turns(self) -> None:
+        """Stop QEMU and let it go on, so that it runs for its share of the time."""
+        now = time.monotonic()
+        if self._ended is not None or (self._share >= 1.0 and not self._stands) or now < self._turn:
+            return
+        self._stands = not self._stands
+        os.kill(self._pid, signal.SIGSTOP if self._stands else signal.SIGCONT)
+        self._turn = now + PERIOD * (1.0 - self._share if self._stands else self._share)
 
     def _start(self) -> int:
         output, output_end = os.pipe()
@@ -174,6 +194,8 @@ class Leash:
             message = json.loads(line)
             if "signal" in message and self._ended is None:
                 os.kill(self._pid, message["signal"])
+            if "share" in message:
+                self._share, self._turn = min(1.0, max(0.05, message["share"])), 0.0
             self._done = self._done or "done" in message
 
     # -- nobody came

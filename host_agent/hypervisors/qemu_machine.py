@@ -99,8 +99,14 @@ class QemuMachine:
     def _change(self, state: MachineState, reason: str = "") -> None:
         if state is not self.state:
             self.state = state
+            self._throttle(state is MachineState.RUNNING)
             if not self._left:
                 self.spec.on_state(state, reason)
+
+    def _throttle(self, on: bool) -> None:
+        """Hold it to its share of the processors; not while it starts, stands still or writes a state."""
+        if self._process is not None and self.spec.cpu_share < 1.0:
+            self._process.share(self.spec.cpu_share if on else 1.0)
 
     def _alone(self, operation: Callable[[], Any]) -> Deferred[Any]:
         """Run an operation on states when those before it have ended."""
@@ -284,6 +290,7 @@ class QemuMachine:
                 await qmp.execute("cont")
                 status = "running"
             self.state = MachineState.PAUSED if status == "paused" else MachineState.RUNNING
+            self._throttle(self.state is MachineState.RUNNING)
         except (HypervisorError, defer.TimeoutError) as error:
             self._log.warn("{name} cannot be taken over: {error}", name=self.spec.name, error=error)
             self._asked_to_end = MachineState.CRASHED
@@ -454,12 +461,14 @@ class QemuMachine:
         qmp, zstd = self._steered(), program(ZSTD)
         state = self._states.begin(name)
         path = self._states.path(state)
+        self._throttle(False)
         try:
             if end and before is MachineState.RUNNING:
                 await qmp.execute("stop")
             await self._write_state(qmp, zstd, state, paused, end=end)
             if not end:
                 await self._as_before(qmp, before)
+                self._throttle(before is MachineState.RUNNING)
             await self._check_state(zstd, path)
             return self._states.complete(state, current=end)
         except BaseException as error:
@@ -542,6 +551,7 @@ class QemuMachine:
                 await self._as_before(qmp, before)
             elif before is MachineState.RUNNING and status != "running":
                 await qmp.execute("cont")
+            self._throttle(before is MachineState.RUNNING)
             await self._drop_from_disk([state.tag])
         except (HypervisorError, defer.TimeoutError) as error:
             self._log.warn("{name}: after a state that was not made: {error}", name=self.spec.name, error=error)

@@ -116,6 +116,11 @@ class QemuProcess:
         if self._line is not None and self.pid is not None:
             self._line.say(signal=int(number))
 
+    def share(self, share: float) -> None:
+        """Of the time, that QEMU may run; 1 is no limit."""
+        if self._line is not None and self.pid is not None:
+            self._line.say(share=share)
+
     def let_go(self) -> None:
         """Leave QEMU to the leash, and to the next agent."""
         self._on_end = None
