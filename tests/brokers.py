@@ -31,6 +31,8 @@ from host_agent.broker.setup.plan import Limits, Plan, host_logins
 READY_SECONDS = 120.0  # on a loaded machine; ActiveMQ and RabbitMQ need about 10
 STOP_SECONDS = 30.0
 QUICK_JAVA = "-Xms64M -Xmx512M -XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # a quarter of the time to start
+# A test that is killed cleans nothing up; Linux then tells its brokers to end.
+END_WITH_US = ("setpriv", "--pdeathsig", "TERM")
 TESTER = "tester"
 TESTER_PASSCODE = "a passcode"
 
@@ -147,13 +149,13 @@ class RunningBroker:
         assert self._process is None
         if self.plan.kind == "rabbitmq" and self._epmd is None:
             # Erlang's name server would be started as a daemon that outlives the test; as our child it does not.
-            epmd = ["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)]
+            epmd = [*END_WITH_US, "epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)]
             quiet = subprocess.DEVNULL
             self._epmd = subprocess.Popen(epmd, stdin=quiet, stderr=quiet, start_new_session=True)
             _wait_until(lambda: _listens(self._epmd_port), self._epmd, self.log)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self.plan.directory / "run")],
+                [*END_WITH_US, str(self.plan.directory / "run")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
