@@ -150,13 +150,13 @@ class _Leader:
     def _reap(self) -> bool:
         """Collect what has ended; whether anything is left."""
         while True:
-            if self._ending:
-                kill_all(lambda: descendants(os.getpid()))
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return False
             if pid == 0:
+                if self._ending:
+                    kill_all(lambda: descendants(os.getpid()))
                 return True
             if pid == self._root:
                 code = os.waitstatus_to_exitcode(status)

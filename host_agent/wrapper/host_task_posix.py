@@ -118,7 +118,8 @@ class PosixProcess:
         return self._status
 
     def _ended(self, message: dict[str, Any]) -> None:
-        self._count(float(message["cpu_s"]))
+        grouped = self._group.cpu_seconds() if self._group else None
+        self._cpu_s = max(self._cpu_s, float(message["cpu_s"]), grouped or 0.0)
         self._status = ExitStatus(int(message["code"]), str(message["signal"]))
         if not self._keep_tree:
             self._end_leader()
@@ -163,7 +164,8 @@ class PosixProcess:
     def cpu_seconds(self) -> float:
         """CPU time of the tree; exact once the program ended."""
         if self._status is None:
-            self._count(tree_cpu_seconds(self.pid))
+            grouped = self._group.cpu_seconds() if self._group else None
+            self._cpu_s = max(self._cpu_s, tree_cpu_seconds(self.pid) if grouped is None else grouped)
         return self._cpu_s
 
     def close(self) -> None:
@@ -174,10 +176,6 @@ class PosixProcess:
 
     def _members(self) -> list[ProcessStat]:
         return descendants(self.pid)
-
-    def _count(self, cpu_s: float) -> None:
-        grouped = self._group.cpu_seconds() if self._group else None
-        self._cpu_s = max(self._cpu_s, cpu_s, grouped or 0.0)
 
     def _end_leader(self) -> None:
         """Reap the leader. What it may leave, because it was killed or does not answer, is killed too."""

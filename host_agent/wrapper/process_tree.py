@@ -88,7 +88,38 @@ def tree_cpu_seconds(leader: int) -> float:
     SIGCHLD vanish without a trace; a control group counts those too (`cgroup.py`).
     """
     own = read_stat(leader)
-    return (own.reaped_s if own else 0.0) + sum(each.cpu_s + each.reaped_s for each in descendants(leader))
+    below = _walk(leader)
+    if below is None:
+        below = descendants(leader)
+    return (own.reaped_s if own else 0.0) + sum(each.cpu_s + each.reaped_s for each in below)
+
+
+def _walk(root: int) -> list[ProcessStat] | None:
+    """Most of the descendants, at a hundredth of the price: by the kernel's own lists of children, where it has them.
+
+    Such a list may miss a child while another one ends, so this is for counting, not for ending a tree.
+    """
+    found: list[ProcessStat] = []
+    waiting = [root]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            threads = os.listdir(f"{PROC}/{pid}/task")  # noqa: PTH208 - as above
+        except OSError:
+            continue  # it has ended
+        for thread in threads:
+            try:
+                with open(f"{PROC}/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123 - as above
+                    children = [int(word) for word in file.read().split()]
+            except FileNotFoundError:
+                if pid == root and (PROC / str(root)).exists():
+                    return None  # a kernel without such lists
+                continue
+            except OSError:
+                continue
+            waiting += children
+            found += [each for each in map(read_stat, children) if each is not None]
+    return found
 
 
 def session_members(session: int) -> list[ProcessStat]:

@@ -185,7 +185,14 @@ def test_no_cpu_time_of_short_lived_children_is_lost(
     assert 0.15 <= task.cpu_seconds() < 5
 
 
-def test_the_leader_counts_while_the_program_runs(events: Events, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["as the system allows", "without a control group", "without lists of children"])
+def test_the_leader_counts_while_the_program_runs(
+    events: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how != "as the system allows":
+        monkeypatch.setattr("host_agent.wrapper.cgroup.own_group", lambda: None)
+    if how == "without lists of children":
+        monkeypatch.setattr("host_agent.wrapper.process_tree._walk", lambda _root: None)
     (tmp_path / "burn.py").write_text("import time\nwhile time.process_time() < 0.3: pass\nopen('burnt', 'w')")
     task = make(events, tmp_path, f"sh -c '{sys.executable} -S burn.py & exit'; exec sleep 100")
     task.run()
