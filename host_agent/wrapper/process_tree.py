@@ -87,7 +87,7 @@ def tree_cpu_seconds(leader: int) -> float:
     The leader reaps the orphans, so their time shows in the leader's own entry. Only children whose parent *ignores*
     SIGCHLD vanish without a trace; a control group counts those too (`cgroup.py`).
     """
-    own = read_stat(leader)
+    own = read_stat(leader)  # first: what it reaps meanwhile may be missed until the next look, but not counted twice
     below = _walk(leader)
     if below is None:
         below = descendants(leader)
