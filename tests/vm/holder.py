@@ -1,6 +1,6 @@
 """A host process that makes one VM, says when its guest speaks, and holds it until it is killed.
 
-python -m tests.vm.holder IMAGE DIRECTORY INSTANCE GRACE [snapshot | save]
+python -m tests.vm.holder IMAGE DIRECTORY INSTANCE GRACE [snapshot | save | loop]
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ async def hold(image: str, directory: str, instance: str, grace: str, *more: str
         await machine.snapshot("kept", lambda: None)
     if "save" in more:
         await machine.save_state()
+    if "loop" in more:
+        await machine.snapshot("kept", lambda: None)
     print("held", machine.pid, flush=True)
+    while "loop" in more:
+        await machine.snapshot("kept", lambda: None)
     await Deferred()
 
 

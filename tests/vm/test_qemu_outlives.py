@@ -190,6 +190,38 @@ async def test_a_saved_vm_needs_no_agent(holder: Holder) -> None:
     assert os.listdir(ledger_dir()) == []
 
 
+@pytest.mark.parametrize("after", [0.05, 0.25, 0.4, 0.55, 0.8])
+@ensureDeferred
+async def test_an_agent_is_killed_while_it_replaces_a_snapshot(holder: Holder, after: float) -> None:
+    """At any moment there is one that can be restored, and the VM runs on."""
+    holder.start(60.0, "loop")
+    await deferLater(reactor, after)
+    holder.kill()
+    machine = await holder.adopt()
+    assert machine is not None
+    try:
+        assert (state_of(machine), machine.pid) == (MachineState.RUNNING, holder.qemu)
+        assert await machine.snapshots() == ["kept"]
+        assert len(list(holder.directory.glob("state-*"))) == 1
+        asker = await holder.askers.guests.get().addTimeout(DEADLINE, reactor)
+        await asker.next()
+        assert await asker.ask("echoes goes-on")
+        await machine.snapshot("another", lambda: None)
+        await machine.restore("kept")
+        asker = await holder.askers.guests.get().addTimeout(DEADLINE, reactor)
+        await asker.next()
+        assert await asker.ask("echoes goes-on")
+        told = subprocess.run(
+            ["qemu-img", "snapshot", "-U", "-l", str(machine.spec.directory / "disk.qcow2")],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert told.count("vmwrapper-") == 2, "no stray is left in the disk"
+    finally:
+        await machine.destroy()
+
+
 @ensureDeferred
 async def test_a_leash_that_is_killed_takes_the_vm_along(holder: Holder) -> None:
     holder.start(60.0)
