@@ -40,9 +40,12 @@ def test_the_host_goes_on_when_a_guests_queue_is_over_its_limit(broker: RunningB
     for number in range(4):
         for _ in range(128):  # 8 MiB each time
             host.send(messages.guest_queue(one.guests[1].name), body)
-        mark = b"mark %d" % number
-        host.send(messages.guest_queue(one.guests[0].name), mark)
-        assert alive.hears(mark, SECONDS), host.reason or alive.reason
+        mark, deadline = b"mark %d" % number, time.monotonic() + SECONDS
+        while True:  # as our agents do: on a loaded machine it may expire before it is delivered
+            host.send(messages.guest_queue(one.guests[0].name), mark)
+            if alive.hears(mark, MESSAGE_SECONDS):
+                break
+            assert time.monotonic() < deadline, host.reason or alive.reason
     assert host.reason == ""
     for each in (host, alive):
         each.close()
@@ -59,8 +62,10 @@ def test_what_nobody_reads_expires(broker: RunningBroker) -> None:
         time.sleep(0.1)
     guest = client(broker, one.guests[2])
     guest.subscribe(queue)
-    host.send(queue, b"new")
-    assert guest.hears(b"new")
-    assert guest.heard == [b"new"]
+    for _ in range(10):
+        host.send(queue, b"new")
+        if guest.hears(b"new", MESSAGE_SECONDS):
+            break
+    assert set(guest.heard) == {b"new"}
     for each in (host, guest):
         each.close()
