@@ -1,7 +1,7 @@
 """The application side of a BOINC client's protocol, in a slot that the client prepared.
 
-The client never wakes us: it leaves a message in shared memory. So the application calls `service()` every quarter of a
-second (a few memory reads) and `poll()` once a second and whenever `service()` says that there is something.
+The client never wakes us: it leaves a message in shared memory. So the application calls `service()` twice a second
+(a few memory reads) and `poll()` once a second and whenever `service()` says that there is something.
 What has to leave waits here until its channel is free; of reports only the newest does.
 """
 

@@ -15,7 +15,7 @@ import attrs
 
 from common.errors import VMwrapperError
 
-SERVICE_S = 0.25  # how often `service()` wants to be called: the client rings no bell
+SERVICE_S = 0.5  # how often `service()` wants to be called: the client rings no bell
 
 
 @attrs.frozen
