@@ -7,7 +7,6 @@ changes its key does, and it is not found any more. Templates lie beside the ima
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -167,6 +166,8 @@ def _whole(place: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
+    import fcntl  # not on Windows, where this module is imported but no QEMU is driven
+
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
