@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import subprocess
 import time
-from pathlib import Path
 from statistics import median
 
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
-from host_agent.hypervisors.images import Image
+from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.hypervisors.process import ProcessHypervisor
 from host_agent.vms import BROKER_PORT
 
@@ -22,7 +21,6 @@ from .host import Bench, Services, with_guest
 
 COUNT = 200
 PROGRAM = "/bin/true"
-NO_IMAGE = Image("none", Path("/"), "", "", Path("/"), None, None, "", 64)
 
 _arrived = [0.0]  # when bytes of a RESULT were last received
 

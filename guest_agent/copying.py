@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -168,7 +169,7 @@ class _Client:
         headers = {"Range": f"bytes={start}-"} if start else {}
         self._connection.request(method, f"/{self._token}/{what}", body=body, headers=headers)
         response = self._connection.getresponse()
-        if response.status not in (200, 206, 409):
+        if response.status not in ((200, 409) if method != "GET" else (200, 206)):
             text = response.read(2000).decode("utf-8", "replace").strip()
             raise TransferError(text or f"the host's file port answered {response.status}")
         return response
@@ -277,7 +278,13 @@ class _Client:
                     announce()
 
         def finish() -> bool:
-            self._ask("POST", "done", source.digest().encode("ascii")).read()
+            response = self._ask("POST", "done", source.digest().encode("ascii"))
+            response.read()
+            while response.status == HTTPStatus.CONFLICT:  # another host agent, which has what is on its disk
+                announce()
+                step()
+                response = self._ask("POST", "done", source.digest().encode("ascii"))
+                response.read()
             return True
 
         try:

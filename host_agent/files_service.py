@@ -192,14 +192,24 @@ class _CopyResource(Resource):
 
         return deferToThread(transfer.scan, self._copy.path).addCallback(found)
 
-    def _get_data(self, request: Request) -> bytes | int:
-        manifest = self._copy.manifest
-        if manifest is None:
-            return _refuse(request, CONFLICT, "ask for the manifest first")
+    def _get_data(self, request: Request) -> int:
+        if self._copy.manifest is not None:
+            return self._send_data(request, self._copy.manifest)
+
+        # The guest has the manifest from a host agent that is no more.
+        def found(manifest: transfer.Manifest) -> None:
+            self._copy.manifest = manifest
+            self._send_data(request, manifest)
+
+        scanned = deferToThread(transfer.scan, self._copy.path).addCallback(found)
+        scanned.addErrback(self._failed, request)
+        return NOT_DONE_YET
+
+    def _send_data(self, request: Request, manifest: transfer.Manifest) -> int:
         start = _range_start(request.getHeader(b"range"))
         source = transfer.Source(self._copy.path, manifest)
         if start > manifest.total:
-            return _refuse(request, 416, f"the copy has {manifest.total} bytes")
+            raise VMwrapperError(f"the copy has {manifest.total} bytes, and none at {start}")
         if start:
             request.setResponseCode(206)
             request.setHeader(b"content-range", f"bytes {start}-{source.length - 1}/{source.length}".encode("ascii"))

@@ -34,14 +34,14 @@ class LedgerEntry:
 
     def __init__(self, instance: str, directory: Path) -> None:
         self.path = ledger_dir() / instance
-        self._value: dict[str, Any] = {"owner": _identity(os.getpid()), "directory": str(directory), "process": None}
+        self._value: dict[str, Any] = {"owner": identity_of(os.getpid()), "directory": str(directory), "process": None}
         self.path.mkdir(mode=0o700, exist_ok=True)
         self._write()
 
     def has_process(self, pid: int, leash: int | None = None) -> None:
         """The VM is carried by this process, and by a leash that cleans up by itself when no agent comes back."""
-        self._value["process"] = _identity(pid)
-        self._value["leash"] = None if leash is None else _identity(leash)
+        self._value["process"] = identity_of(pid)
+        self._value["leash"] = None if leash is None else identity_of(leash)
         self._write()
 
     def has_machine(self, hypervisor: str, machine: str) -> None:
@@ -67,9 +67,9 @@ def sweep() -> list[str]:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # being made at this moment, or not ours: leave it
         leash = value.get("leash")
-        if _alive(owner) or (leash is not None and _alive(leash)):
+        if is_alive(owner) or (leash is not None and is_alive(leash)):
             continue
-        if process is not None and _alive(process):
+        if process is not None and is_alive(process):
             _kill(process[0])
             removed.append(f"ended process {process[0]} of the VM {place.name}")
         if value.get("machine"):
@@ -109,10 +109,10 @@ def owned_by_another(instance: str) -> bool:
         owner = json.loads((ledger_dir() / instance / ENTRY).read_bytes())["owner"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return owner[0] != os.getpid() and _alive(owner)
+    return owner[0] != os.getpid() and is_alive(owner)
 
 
-def _identity(pid: int) -> list[Any]:
+def identity_of(pid: int) -> list[Any]:
     """A process as (pid, start time): a pid alone may be somebody else's by now."""
     try:
         return [pid, psutil.Process(pid).create_time()]
@@ -120,7 +120,7 @@ def _identity(pid: int) -> list[Any]:
         return [pid, 0.0]
 
 
-def _alive(identity: list[Any]) -> bool:
+def is_alive(identity: list[Any]) -> bool:
     try:
         process = psutil.Process(identity[0])
         return abs(process.create_time() - identity[1]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE

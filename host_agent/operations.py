@@ -21,7 +21,6 @@ from common.messages import Copied, Result, Run
 from .commands import Command, Commands, Update, new_id
 from .copies import Copies, Copy
 from .guests import Guests
-from .hypervisors.images import image_for
 from .vms import VirtualMachine, VirtualMachines
 
 PING_DEADLINE = 10.0  # seconds
@@ -84,7 +83,7 @@ class Operations:
 
     async def start_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         directory = _absolute(args, "directory")
-        image = image_for(_text(args, "vm"), _text(args, "image"))
+        image = self._vms.image_for(_text(args, "vm"), _text(args, "image"))
         vm = await self._vms.start(
             _text(args, "vm"),
             image,
@@ -139,6 +138,8 @@ class Operations:
         command_id = _text(args, "command") or new_id()
         command = self._commands.get(command_id)
         if command is None:
+            if self._copies.get(command_id) is not None:
+                raise ConfigError(f"{command_id} is the id of a copy", "give each command and copy an id of its own")
             vm = self._vm(args)
             if vm.reason:
                 raise Refused("no_vm", vm.reason)
@@ -178,6 +179,7 @@ class Operations:
         copy_id = _text(args, "copy") or new_id()
         copy = self._copies.get(copy_id)
         if copy is None:
+            self._no_command(copy_id)
             source, destination = _absolute(args, "source"), _text(args, "destination")
             copy = self._copies.put(self._vm(args).guest, copy_id, source, destination)
         return self._watch_copy(copy, update)
@@ -186,9 +188,14 @@ class Operations:
         copy_id = _text(args, "copy") or new_id()
         copy = self._copies.get(copy_id)
         if copy is None:
+            self._no_command(copy_id)
             source, destination = _text(args, "source"), _absolute(args, "destination")
             copy = self._copies.fetch(self._vm(args).guest, copy_id, source, destination)
         return self._watch_copy(copy, update)
+
+    def _no_command(self, copy_id: str) -> None:
+        if self._commands.get(copy_id) is not None:
+            raise ConfigError(f"{copy_id} is the id of a command", "give each command and copy an id of its own")
 
     def _watch_copy(self, copy: Copy, update: Update) -> Deferred[dict[str, Any]]:
         began = self._clock.seconds()

@@ -26,7 +26,7 @@ from common.errors import ConfigError, VMwrapperError
 from .broker.access import BrokerAccess
 from .guests import Guest, Guests, Identity, Presence
 from .hypervisors.base import Hypervisor, HypervisorError, Machine, MachineSpec, MachineState
-from .hypervisors.images import Image, load_image
+from .hypervisors.images import NO_IMAGE, Image, image_for, load_image
 from .once import Once
 from .requests import Requests
 from .state import AgentState, VmRecord
@@ -227,8 +227,12 @@ class VirtualMachines:
             self._state.drop(record.instance)
             self._broker.return_login(record.login)
 
+    def image_for(self, name: str, wanted: str) -> Image:
+        """The image of a VM that is to be started; ConfigError says which there are."""
+        return image_for(name, wanted) if self._hypervisor.capabilities.image else NO_IMAGE
+
     def _image_of(self, record: VmRecord) -> Image:
-        return load_image(Path(record.image))
+        return load_image(Path(record.image)) if self._hypervisor.capabilities.image else NO_IMAGE
 
     def _spec(self, vm: VirtualMachine) -> MachineSpec:
         gateway = self._hypervisor.guest_gateway

@@ -48,6 +48,7 @@ class Capabilities:
     save_state: bool = False  # Machine.save_state, and start from SAVED
     live_snapshot: bool = False  # Machine.snapshot, restore and delete_snapshot
     clone_from_template: bool = False
+    image: bool = True  # its VMs are made from guest images
     adopt: bool = False  # a VM outlives its host agent for a while, and the next one can take it over
 
 

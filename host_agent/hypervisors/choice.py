@@ -11,7 +11,7 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from .base import Hypervisor
 
-HYPERVISORS = ("qemu", "virtualbox")
+HYPERVISORS = ("qemu", "virtualbox", "process")
 VARIABLE = "VMWRAPPER_HYPERVISOR"
 
 
@@ -21,7 +21,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
         "--hypervisor",
         choices=HYPERVISORS,
         default=os.environ.get(VARIABLE) or HYPERVISORS[0],
-        help=f"default: {HYPERVISORS[0]}, or what {VARIABLE} says",
+        help=f"default: {HYPERVISORS[0]}, or what {VARIABLE} says; process is a guest agent without a VM, for trials",
     )
 
 
@@ -35,5 +35,9 @@ def make_hypervisor(name: str, reactor: Any) -> Hypervisor:
         from .qemu import QemuHypervisor
 
         return QemuHypervisor(reactor)
+    if name == "process":
+        from .process import ProcessHypervisor
+
+        return ProcessHypervisor(reactor)
     # Choices of a command line are checked when it is read, a default is not.
     raise ConfigError(f"{VARIABLE} is {name!r}", f"set it to one of: {', '.join(HYPERVISORS)}")

@@ -30,6 +30,9 @@ class Image:
     warm_start: bool = False  # its agent waits for settings that come through the line to the host
 
 
+NO_IMAGE = Image("none", Path("/"), "", "", Path("/"), None, None, "", 64)  # for drivers whose guests have none
+
+
 def load_image(directory: Path) -> Image:
     """Read `image.json`; ConfigError says what is wrong with it."""
     manifest = directory / MANIFEST

@@ -12,13 +12,12 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from host_agent.agent import HostAgent, build_host_agent
-from host_agent.hypervisors.images import Image
+from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.hypervisors.process import ProcessHypervisor
 from host_agent.operations import Operations
 from host_agent.state import AgentState
 
 DEADLINE = 30.0  # seconds for a guest's agent to answer
-NO_IMAGE = Image("none", Path("/"), "", "", Path("/"), None, None, "", 64)
 
 
 def ignore(name: str, data: dict[str, Any]) -> None:

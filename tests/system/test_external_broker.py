@@ -17,11 +17,12 @@ from common import messages
 from common.errors import ConfigError
 from host_agent.agent import HostAgent, build_host_agent
 from host_agent.broker.settings import BrokerSettings
+from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.hypervisors.process import ProcessHypervisor
 from host_agent.state import AgentState
 from tests.brokers import RunningBroker
 
-from .conftest import DEADLINE, NO_IMAGE, ignore
+from .conftest import DEADLINE, ignore
 
 LONG = 120.0  # seconds for both ends to find a broker again, with their growing waits
 

@@ -12,10 +12,9 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from host_agent.agent import HostAgent, build_host_agent
 from host_agent.hypervisors.fake import FakeHypervisor, Script
+from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.state import open_state
 from host_agent.vms import VMFailed
-
-from .conftest import NO_IMAGE
 
 
 @pytest_twisted.async_yield_fixture()
