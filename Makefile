@@ -13,7 +13,8 @@ PACKAGES += openssl activemq libxstream-java libjettison-java libxpp3-java rabbi
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
-.PHONY: help example test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench fuzz chaos-boinc image setup clean
+.PHONY: help example test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench fuzz chaos chaos-boinc
+.PHONY: image setup clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -54,6 +55,9 @@ lint: $(VENV)/ready ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+chaos: $(VENV)/ready ## 2,000 commands and 400 copies on each broker, while everything is killed 200 times
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 chaos-boinc: $(VENV)/ready ## fifty random restarts and kills of a BOINC client and of the wrapper, during one job
 	@VMWRAPPER_CHAOS=50 $(BIN)/python -m pytest -s tests/boinc/test_restarts.py -k random

@@ -3,6 +3,8 @@
 CONNECTING ──broker──▶ GREETING ──WELCOME, opened──▶ SERVING ──broker lost──▶ CONNECTING
                           ▲                              │
                           └─WELCOME, not opened: another epoch, or a host agent that has started anew
+
+any ──keeper lost──▶ ENDING
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class State(enum.Enum):
     CONNECTING = "connecting"
     GREETING = "greeting"
     SERVING = "serving"
+    ENDING = "ending"  # the keeper is gone
 
 
 class GuestAgent:
@@ -99,16 +102,21 @@ class GuestAgent:
     # -- the broker
 
     def broker_connected(self) -> None:
+        if self.state is State.ENDING:
+            return
         self.state = State.GREETING
         self._hello_wait = HELLO_AGAIN
         self._greet()
 
     def broker_disconnected(self, reason: str) -> None:
-        self.state = State.CONNECTING
+        if self.state is not State.ENDING:
+            self.state = State.CONNECTING
         self._presence.stop()
         self._cancel_hello()
 
     def broker_message(self, destination: str, body: bytes) -> None:
+        if self.state is State.ENDING:
+            return  # not acknowledged, so the host asks again when a new agent is here
         try:
             envelope = messages.decode(body)
             if envelope.message.SENDER == "guest":
@@ -163,7 +171,8 @@ class GuestAgent:
         if self.state is not State.SERVING:
             self._log.info("the host {host} answers, epoch {epoch}", host=welcome.host, epoch=self._epoch)
         self.state = State.SERVING
-        self._link.open(envelope.sender)
+        if self._link.open(envelope.sender):
+            self._runner.new_session()
         self._presence.every(welcome.beacon_s)
 
     def _greet_anew(self, epoch: int) -> None:
@@ -192,6 +201,7 @@ class GuestAgent:
     def keeper_lost(self) -> None:
         """Without its keeper this agent is of no use: end, and let whoever supervises it start both anew."""
         self._log.error("the keeper has ended; this agent ends too, to be started again")
+        self.state = State.ENDING
         self._reactor.callLater(KEEPER_FAREWELL, self._reactor.stop)
 
     def stop(self) -> Deferred[None]:

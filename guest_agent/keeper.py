@@ -12,6 +12,7 @@ and for output a newline and the raw bytes. Only the standard library is importe
                      forget id                                  quit
     keeper → agent   state  keeper commands: [id pid running stdout stderr]  (first, on every connection)
                      started id pid     refused id reason       output id stream offset + bytes
+                     sought id (what follows begins there)
                      ended  id outcome … (after the last byte of output)
 """
 
@@ -237,6 +238,7 @@ class Keeper:
                 stream.sent = min(max(head[name], stream.base), stream.end)
                 stream.next_send = 0.0
             command.told = False
+            self._tell({"op": "sought", "id": command.id})
             for stream in command.streams.values():
                 self._push(command, stream)
 

@@ -52,6 +52,7 @@ class _Command:
     state: State = State.ACCEPTED
     pid: int = 0
     kept: bool = False  # the keeper has it, with the output that the host has not acknowledged
+    sending: bool = False  # the host of this session has asked, and the keeper's output begins where it wants it
     result: Result | None = None
     last_usage: Usage | None = None
 
@@ -106,6 +107,11 @@ class Runner:
             self._end(command.run.command, Result(command.run.command, "lost", reason="the guest's keeper ended"))
         self._keeper_gone()
 
+    def new_session(self) -> None:
+        """The host will say which commands it wants to hear of, and from where: until then nothing is sent."""
+        for command in self._commands.values():
+            command.sending = False
+
     # -- what the host asks for
 
     def run(self, message: Run) -> None:
@@ -117,7 +123,7 @@ class Runner:
             # Nothing was noted and nothing has run, so a repeat may find that it can be taken after all.
             self._link.send(Result(message.command, "not_started", reason=refusal))
             return
-        command = self._commands[message.command] = _Command(message)
+        command = self._commands[message.command] = _Command(message, sending=True)
         assert self._keeper is not None
         try:
             cwd = confine(self._home, message.cwd)
@@ -155,15 +161,19 @@ class Runner:
     def _again(self, command: _Command, message: Run) -> None:
         """A RUN that we know: the host has started anew. Tell it all it lacks; run nothing."""
         command.run = message
-        if command.state is State.ENDED and command.result is not None:
+        result = command.result
+        if command.state is State.ENDED and result is not None:
             have = (message.have_stdout, message.have_stderr)
-            if not command.kept or have == (command.result.stdout_bytes, command.result.stderr_bytes):
-                self._link.send(command.result)
+            if not command.kept or have == (result.stdout_bytes, result.stderr_bytes):
+                self._link.send(result)
                 return
             command.state = State.RUNNING  # until the keeper has given out the rest once more
         if command.pid:
             self._link.send(Started(message.command, command.pid))
+            self._watch_usage()
         if self._keeper is not None:
+            # What the keeper has sent us so far may begin anywhere; what follows its `sought` begins there.
+            command.sending = False
             self._keeper.tell(
                 {"op": "seek", "id": message.command, "stdout": message.have_stdout, "stderr": message.have_stderr}
             )
@@ -195,12 +205,14 @@ class Runner:
         if command is None:
             return
         if head["op"] == "output":
-            self._output(command, head["stream"], head["offset"], payload)
+            if command.sending:
+                self._output(command, head["stream"], head["offset"], payload)
         elif head["op"] == "started":
             command.state, command.pid = State.RUNNING, head["pid"]
             self._link.send(Started(command.run.command, command.pid))
-            if not self._usage.running:
-                self._usage.start(USAGE_EVERY, now=False)
+            self._watch_usage()
+        elif head["op"] == "sought":
+            command.sending = True
         elif head["op"] == "refused":
             command.kept = False
             self._end(head["id"], Result(head["id"], "not_started", reason=head["reason"]))
@@ -227,13 +239,18 @@ class Runner:
         except OSError as error:
             self._log.warn("the end of {id} is not in the journal: {error}", id=command, error=error)
         self._adopt_result(command, result)
-        self._link.send(result)
+        if self._commands[command].sending:
+            self._link.send(result)
 
     def _adopt_result(self, command: str, result: Result) -> None:
         known = self._commands.setdefault(command, _Command(Run(command, ("?",))))
         known.state, known.result = State.ENDED, result
 
     # -- usage and the fraction done
+
+    def _watch_usage(self) -> None:
+        if not self._usage.running:
+            self._usage.start(USAGE_EVERY, now=False)
 
     def _look_at_usage(self) -> None:
         running = [c for c in self._commands.values() if c.state is State.RUNNING]

@@ -32,6 +32,7 @@ from .streams import OutputGap, OutputStream, SpoolStream
 
 KEEP_ENDED = 1000  # commands whose results can still be asked for
 DEADLINE_GRACE = 30.0  # seconds after a command's own deadline that its RESULT may take
+LOOK_AGAIN = 5.0  # seconds, at least, when a paused VM has made it later
 
 Update = Callable[[str, dict[str, Any]], None]  # name, data
 
@@ -190,17 +191,18 @@ class Commands:
     def _watch_deadline(self, command: Command) -> None:
         """The guest enforces a deadline; this is for a guest that cannot. Time in which its VM stood still is free."""
         if command.run.deadline_s and not command.ended and command.guest is not None:
+            now = self._clock.seconds()
             most = command.run.deadline_s + DEADLINE_GRACE
-            stood = command.guest.stood_still()
-            self._clock.callLater(most, self._overdue, command, self._clock.seconds(), stood)
+            self._clock.callLater(most, self._overdue, command, now + most - command.guest.stood_still(now))
 
-    def _overdue(self, command: Command, since: float, stood: float) -> None:
+    def _overdue(self, command: Command, due: float) -> None:
+        """`due`: on a clock that stands still while the guest's VM does."""
         if command.ended or command.guest is None:
             return
-        most = command.run.deadline_s + DEADLINE_GRACE
-        left = since + most + command.guest.stood_still() - stood - self._clock.seconds()
+        now = self._clock.seconds()
+        left = due + command.guest.stood_still(now) - now
         if left > 0:
-            self._clock.callLater(max(left, 1.0), self._overdue, command, since, stood)
+            self._clock.callLater(max(left, LOOK_AGAIN), self._overdue, command, due)
             return
         self.signal(command, "KILL")
         self.end(command, Result(command.id, "lost", reason=f"no result {DEADLINE_GRACE:.0f} s after its deadline"))

@@ -108,9 +108,9 @@ class Guest:
     def is_paused(self) -> bool:
         return self._paused_at is not None
 
-    def stood_still(self) -> float:
-        """Seconds in which its VM was paused; while it is, infinite as far as deadlines are concerned."""
-        return self._stood_s if self._paused_at is None else float("inf")
+    def stood_still(self, now: float) -> float:
+        """Seconds in which its VM was paused, until now."""
+        return self._stood_s + (0.0 if self._paused_at is None else now - self._paused_at)
 
     def wait_present(self) -> Deferred[None]:
         """Fires when the guest's agent has said HELLO; at once when it has."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import attrs
 from twisted.internet import defer
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 
 from common.errors import ConfigError, VMwrapperError
@@ -66,6 +67,7 @@ class Operations:
             "delete_snapshot": self.delete_snapshot,
             "ping": self.ping,
             "run": self.run,
+            "run_many": self.run_many,
             "attach": self.attach,
             "signal": self.signal,
             "put": self.put,
@@ -143,18 +145,31 @@ class Operations:
             vm = self._vm(args)
             if vm.reason:
                 raise Refused("no_vm", vm.reason)
-            run = Run(
-                command=command_id,
-                argv=args.get("argv", ()),
-                env=args.get("env", {}),
-                cwd=_text(args, "cwd"),
-                stdin=_text(args, "stdin"),
-                fraction_file=_text(args, "fraction_file"),
-                deadline_s=_number(args, "deadline_s"),
-            )
+            run = _run_message(command_id, args)
             command = self._commands.run(vm.guest, run, _host_file(args, "stdout"), _host_file(args, "stderr"))
             update("asked", {"command": command.id})
         return self._watch(command, args, update)
+
+    async def run_many(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        """Run a program in every VM whose name matches; each answers when it has ended."""
+        pattern = _text(args, "pattern")
+        matching = [vm for vm in self._vms if fnmatchcase(vm.name, pattern) and not vm.reason]
+        stream = bool(args.get("stream"))
+        waiting = []
+        for vm in matching:
+
+            def tell(name: str, data: dict[str, Any], vm: VirtualMachine = vm) -> None:
+                if stream or name != "output":
+                    update(name, {"vm": vm.name, **data})
+
+            def answer(result: Result, vm: VirtualMachine = vm) -> None:
+                update("answer", {"vm": vm.name, **_describe_result(result)})
+
+            command = self._commands.run(vm.guest, _run_message(new_id(), args))
+            command.watchers.append(tell)
+            waiting.append(command.wait().addCallback(answer))
+        await gatherResults(waiting)
+        return {"matched": len(matching)}
 
     def attach(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
         return self._watch(self._command(args), args, update)
@@ -224,6 +239,18 @@ class Operations:
         if command is None:
             raise Refused("no_command", f"No command has the id {_text(args, 'command')}.")
         return command
+
+
+def _run_message(command_id: str, args: dict[str, Any]) -> Run:
+    return Run(
+        command=command_id,
+        argv=args.get("argv", ()),
+        env=args.get("env", {}),
+        cwd=_text(args, "cwd"),
+        stdin=_text(args, "stdin"),
+        fraction_file=_text(args, "fraction_file"),
+        deadline_s=_number(args, "deadline_s"),
+    )
 
 
 def _describe_result(result: Result) -> dict[str, Any]:

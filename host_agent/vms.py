@@ -351,7 +351,11 @@ class VirtualMachines:
 
     async def resume(self, vm: VirtualMachine) -> None:
         machine = self._machine(vm)
-        await (machine.start() if machine.state is MachineState.SAVED else machine.resume())
+        if machine.state is MachineState.SAVED:
+            self._guests.restored(vm.guest)
+            await machine.start()
+        else:
+            await machine.resume()
 
     def _machine(self, vm: VirtualMachine) -> Machine:
         if vm.machine is None:

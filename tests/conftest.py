@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from host_agent.broker.setup.plan import Limits
 from tests.brokers import RunningBroker
+
+# A loaded machine is no reason to fail.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 BODY_BYTES = 2 * 2**20
 HOSTS = ("host-a", "host-b")

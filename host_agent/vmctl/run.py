@@ -12,6 +12,7 @@ from common.errors import ConfigError
 from host_agent.control_client import ControlError
 
 from .agents import find_vm
+from .run_many import is_pattern, run_many
 
 FOREVER = 10 * 365 * 86400.0
 NOT_RUN, NOT_FOUND = 126, 127  # as a shell has them
@@ -24,7 +25,12 @@ def add_parser(subparsers: Any) -> None:
         description="Run a program in a VM: its output comes here while it runs, Ctrl-C interrupts it, "
         "and its exit code is ours (128 + the signal's number if a signal ended it).",
     )
-    parser.add_argument("vm", metavar="VM", help="name or instance of the VM (vmctl vms)")
+    parser.add_argument(
+        "vm",
+        metavar="VM",
+        help="name or instance of the VM (vmctl vms), or a pattern such as 'worker-*': then it runs in all of them, "
+        "each line of output has its VM's name before it, and the exit code is 0 if it was 0 everywhere",
+    )
     parser.add_argument("--cwd", default="", help="working directory, relative to the agent's home")
     parser.add_argument("--stdin", default="", help="file of the guest for its standard input (default: nothing)")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
@@ -40,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         if not name or not equals:
             raise ConfigError(f"--env wants NAME=VALUE, not {setting!r}")
         environment[name] = value
+    if is_pattern(options.vm):
+        return run_many(options.vm, _request(options, environment), _sentence, FOREVER)
     found = find_vm(options.vm)
     started: list[str] = []
 
@@ -58,15 +66,7 @@ def run(options: argparse.Namespace) -> int:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
-    request = {
-        "vm": found.vm["vm"],
-        "argv": options.command,
-        "env": environment,
-        "cwd": options.cwd,
-        "stdin": options.stdin,
-        "deadline_s": options.deadline,
-        "stream": True,
-    }
+    request = {**_request(options, environment), "vm": found.vm["vm"]}
     try:
         result = found.client.call("run", request, update, deadline_s=FOREVER)
     except ControlError as error:
@@ -74,18 +74,36 @@ def run(options: argparse.Namespace) -> int:
     return _exit_code(result)
 
 
+def _request(options: argparse.Namespace, environment: dict[str, str]) -> dict[str, Any]:
+    return {
+        "argv": options.command,
+        "env": environment,
+        "cwd": options.cwd,
+        "stdin": options.stdin,
+        "deadline_s": options.deadline,
+        "stream": True,
+    }
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    """How it ended, when that was not with exit code 0."""
+    outcome = result["outcome"]
+    if outcome == "exited":
+        return f"ended with exit code {result['exit_code']}"
+    if outcome == "signalled":
+        return f"ended by signal {result['signal']}"
+    return "killed, its deadline had passed" if outcome == "deadline" else str(result["reason"])
+
+
 def _exit_code(result: dict[str, Any]) -> int:
     outcome = result["outcome"]
     if outcome == "exited":
         return int(result["exit_code"])
+    print(f"vmctl: {_sentence(result)}", file=sys.stderr)
     if outcome == "signalled":
-        number = getattr(signal, f"SIG{result['signal']}", 0)
-        print(f"vmctl: ended by signal {result['signal']}", file=sys.stderr)
-        return 128 + int(number)
+        return 128 + int(getattr(signal, f"SIG{result['signal']}", 0))
     if outcome == "deadline":
-        print("vmctl: killed, its deadline had passed", file=sys.stderr)
         return 124
-    print(f"vmctl: {result['reason']}", file=sys.stderr)
     if outcome == "not_started":
         return NOT_FOUND if "No such file" in result["reason"] else NOT_RUN
     return 1

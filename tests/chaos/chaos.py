@@ -58,6 +58,7 @@ class Chaos:
         self._in_flight: dict[str, Work] = {}
         self._ran: set[str] = set()  # ids that were answered with an exit code
         self._problems: list[str] = []
+        self.lost = 0  # answers that said so
         self._counts: Counter[str] = Counter()
         self._homes: dict[str, Path] = {}
         self._last_kill = time.monotonic()
@@ -175,6 +176,7 @@ class Chaos:
     def _again(self, work: Work, why: str) -> None:
         """It was lost with its guest. Any other reason is a mistake of ours."""
         self._counts["lost with a guest"] += 1
+        self.lost += 1
         if not any(self._counts[kind] for kind in ("keeper", "reboot", "vm")):
             self._problems.append(f"{work.id}: {why}")
         self._todo.append(attrs.evolve(work, attempt=work.attempt + 1))

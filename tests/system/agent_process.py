@@ -16,20 +16,21 @@ import psutil
 
 from host_agent.control_client import ControlClient, parse_endpoint
 
-DEADLINE = 60.0  # seconds for any one call
+DEADLINE = 120.0  # seconds for any one call
 
 
 @attrs.define
 class AgentProcess:
-    """`vmwrapper-host-agent --state` with process guests. `client` is a connection to the present one."""
+    """`vmwrapper-host-agent --state`, with process guests or real VMs. `client` is a connection to the present one."""
 
     folder: Path
     options: tuple[str, ...] = ()
+    hypervisor: str = "process"
     process: subprocess.Popen[bytes] | None = None
     client: ControlClient | None = None
 
     def start(self) -> ControlClient:
-        argv = [sys.executable, "-m", "host_agent.main", "--hypervisor", "process"]
+        argv = [sys.executable, "-m", "host_agent.main", "--hypervisor", self.hypervisor]
         argv += ["--state", str(self.folder / "state"), *self.options]
         env = {**os.environ, "VMWRAPPER_RUNTIME": str(self.folder / "run")}
         with (self.folder / "agent.log").open("ab") as log:
@@ -65,7 +66,7 @@ class AgentProcess:
         self.client.receive()
 
     def start_vm(self, name: str) -> Path:
-        """Start a guest; returns its home."""
+        """Start a process guest; returns its home."""
         self.call("start_vm", vm=name, directory=str(self.folder / "vms"))
         return self.home(name)
 
@@ -96,8 +97,8 @@ class AgentProcess:
 
 
 @contextlib.contextmanager
-def agent_process(folder: Path, *options: str) -> Iterator[AgentProcess]:
-    agent = AgentProcess(folder, options)
+def agent_process(folder: Path, *options: str, hypervisor: str = "process") -> Iterator[AgentProcess]:
+    agent = AgentProcess(folder, options, hypervisor)
     agent.start()
     try:
         yield agent

@@ -1,0 +1,100 @@
+"""A real VM whose host agent is killed, or that goes back to an older snapshot: no gap, no repeat, nothing lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host_agent.hypervisors.images import Image
+from tests.system.agent_process import DEADLINE, AgentProcess, agent_process
+
+pytestmark = pytest.mark.vm
+
+COUNT = "echo x >> effects; i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; sleep 0.25; done"
+SIXTY = "".join(f"{number}\n" for number in range(1, 61))
+
+
+@pytest.fixture
+def agent(tmp_path: Path, image: Image) -> Iterator[AgentProcess]:
+    with agent_process(tmp_path, hypervisor="qemu") as running:
+        running.call("start_vm", vm="box", image=str(image.directory), directory=str(tmp_path / "vms"))
+        yield running
+
+
+def begin(agent: AgentProcess, command: str, script: str, **args: Any) -> None:
+    assert agent.client is not None
+    started: list[str] = []
+    request = {"vm": "box", "command": command, "argv": ["sh", "-c", script], **args}
+    agent.client.start("run", request, lambda name, data: started.append(name))
+    while "started" not in started:
+        agent.pump()
+
+
+def wait_for_lines(file: Path, count: int) -> None:
+    until = time.monotonic() + DEADLINE
+    while not file.exists() or file.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def effects(agent: AgentProcess) -> int:
+    (folder,) = [agent.folder]
+    agent.call("get", vm="box", source="effects", destination=str(folder / "effects"))
+    return (folder / "effects").read_text().count("x")
+
+
+def test_the_host_agent_is_killed_and_the_command_goes_on(agent: AgentProcess, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    begin(agent, "c-count", COUNT, stdout=str(out))
+    wait_for_lines(out, 5)
+    agent.restart()
+    wait_for_lines(out, 12)
+    result = agent.call("run", vm="box", command="c-count", argv=["false"])
+    assert (result["outcome"], result["exit_code"]) == ("exited", 0)
+    assert out.read_text() == SIXTY
+    assert effects(agent) == 1
+
+
+def test_back_to_an_older_snapshot(agent: AgentProcess, tmp_path: Path) -> None:
+    """What the host saw finish since then is undone, what ran then runs again, and the output is as if in one go."""
+    out = tmp_path / "out"
+    begin(agent, "c-count", COUNT, stdout=str(out))
+    wait_for_lines(out, 5)
+    (vm,) = agent.call("vms")["vms"]
+    agent.call("snapshot_vm", vm="box", snapshot="s1")
+    agent.call("run", vm="box", command="c-later", argv=["sh", "-c", "echo x >> later"])
+    begin(agent, "c-undone", "sleep 600")
+    assert agent.call("run", vm="box", command="c-count", argv=["false"])["exit_code"] == 0
+    assert out.read_text() == SIXTY
+
+    agent.call("restore_vm", vm="box", snapshot="s1")
+    assert len(out.read_text()) < len(SIXTY)
+    undone = agent.call("attach", command="c-undone")
+    assert undone["outcome"] == "lost"
+    assert "undone" in undone["reason"]
+    again = agent.call("attach", command="c-count")
+    assert (again["outcome"], again["exit_code"]) == ("exited", 0)
+    assert out.read_text() == SIXTY
+    assert effects(agent) == 1
+    later = agent.call("run", vm="box", argv=["test", "-e", "later"])
+    assert later["exit_code"] == 1
+    (after,) = agent.call("vms")["vms"]
+    assert after["epoch"] > vm["epoch"]
+
+
+def test_a_saved_vm_comes_back_with_its_command(agent: AgentProcess, tmp_path: Path) -> None:
+    """Saved, the host agent gone, another one started: the command goes on where it stood."""
+    out = tmp_path / "out"
+    begin(agent, "c-count", COUNT, stdout=str(out))
+    wait_for_lines(out, 5)
+    assert agent.call("save_vm", vm="box")["state"] == "saved"
+    agent.restart()
+    agent.call("resume_vm", vm="box")
+    result = agent.call("attach", command="c-count")
+    assert (result["outcome"], result["exit_code"]) == ("exited", 0)
+    assert out.read_text() == SIXTY
+    assert effects(agent) == 1
