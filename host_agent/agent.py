@@ -10,9 +10,8 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 
 from common import messages
-from common.broker_link import BrokerLink
 
-from .broker.access import BrokerAccess, OwnBroker
+from .broker.access import BrokerAccess, HostLink, OwnBroker
 from .broker.external import ExternalBroker
 from .broker.settings import BrokerSettings
 from .commands import Commands
@@ -71,7 +70,7 @@ class HostAgent:
         self._reactor = reactor
         self._broker = broker
         self._stopped = stopped
-        self._link: BrokerLink | None = None
+        self._link: HostLink | None = None
         # End every VM and remove what this agent made; then tell `stopped`.
         self.shut_down = Once(self._shut_down)
 
@@ -82,14 +81,7 @@ class HostAgent:
         """Take up what an earlier agent left, open the broker, connect to it, listen for clients; says where."""
         self._vms.expect_all()
         self._requests.load(self._guests.get)
-        self._link = BrokerLink(
-            self._reactor,
-            await self._broker.open(),
-            self._broker.credentials,
-            [messages.host_queue(self._broker.host), messages.PRESENCE],
-            events=self,
-            dialect=self._broker.dialect,
-        )
+        self._link = self._broker.link([messages.host_queue(self._broker.host), messages.PRESENCE], events=self)
         self._link.start()
         await self._vms.adopt_all()
         for sentence in sweep():
@@ -101,8 +93,7 @@ class HostAgent:
             self._link.send(destination, body)
 
     def broker_connected(self) -> None:
-        assert self._link is not None
-        self._broker.connected(self._link)
+        self._broker.connected()
         self._guests.broker_connected()
 
     def broker_disconnected(self, reason: str) -> None:

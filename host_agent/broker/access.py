@@ -7,32 +7,43 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IProtocolFactory
 
 from common import messages
-from common.broker_link import BrokerAddress, BrokerLink, Credentials, Dialect
+from common.broker_link import BrokerAddress, BrokerEvents, Credentials, Dialect
 
 from .embedded import EmbeddedBroker
 from .limits import BrokerLimits
+from .local import LocalLink
 from .principals import Principal
 
-LOOPBACK = "127.0.0.1"
 # One connection carries what goes to all guests: a dead one's queue must never hold it up. The agents send again.
 LIMITS = BrokerLimits(message_seconds=60.0, mailbox_prefix="/queue/vmwrapper.guest.")
 
 
+class HostLink(Protocol):
+    """The host agent's own connection to the broker."""
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+
+    def send(self, destination: str, body: bytes) -> bool:
+        """False: it is lost, and the link between the agents sends it again."""
+
+    def stop(self) -> Deferred[None]: ...
+
+
 class BrokerAccess(Protocol):
-    """Where the broker is, and who logs in to it. A login names its queue."""
+    """The way to the broker, and who logs in to it. A login names its queue."""
 
     host: str  # this host agent's id: its login and its queue
-    credentials: Credentials  # with which the host agent logs in
     dialect: Dialect
 
-    def open(self) -> Deferred[Sequence[BrokerAddress]]:
-        """Fires with the host agent's fail-over list."""
+    def link(self, subscriptions: Sequence[str], events: BrokerEvents) -> HostLink:
+        """Open the broker where it is ours, and make the host agent's connection, not yet started."""
 
-    def connected(self, link: BrokerLink) -> None:
-        """The host agent's link is connected, to `link.address`."""
+    def connected(self) -> None:
+        """The host agent's link is connected."""
 
     def take_login(self) -> Deferred[Credentials]:
         """A login for a new guest; fails with ConfigError when there is none."""
@@ -53,24 +64,20 @@ class BrokerAccess(Protocol):
 
 
 class OwnBroker:
-    """The embedded broker: it lets in this host agent and the guests that it expects."""
+    """The embedded broker: this host agent is in it, and it lets in the guests that the agent expects."""
 
     dialect = Dialect.STOMP
 
     def __init__(self, reactor: Any, host: str) -> None:
         self.host = host
-        self.credentials = Credentials(self.host, secrets.token_urlsafe(32))
+        self._reactor = reactor
         self._guests: dict[str, Credentials] = {}
         self._broker = EmbeddedBroker(reactor, authenticate=self.authenticate, limits=LIMITS)
 
-    def open(self) -> Deferred[Sequence[BrokerAddress]]:
-        def listening(port: IListeningPort) -> Sequence[BrokerAddress]:
-            place: Any = port.getHost()
-            return [BrokerAddress(LOOPBACK, place.port)]
+    def link(self, subscriptions: Sequence[str], events: BrokerEvents) -> HostLink:
+        return LocalLink(self._reactor, self._broker.destinations, subscriptions, events)
 
-        return self._broker.listen(LOOPBACK, 0).addCallback(listening)
-
-    def connected(self, link: BrokerLink) -> None:
+    def connected(self) -> None:
         """Nothing to do: guests come through their own ports."""
 
     def take_login(self) -> Deferred[Credentials]:
@@ -94,12 +101,9 @@ class OwnBroker:
         return self._broker.stop()
 
     def authenticate(self, login: str, passcode: str) -> Principal | None:
-        own = login == self.host
-        expected = self.credentials if own else self._guests.get(login)
+        expected = self._guests.get(login)
         if expected is None or not secrets.compare_digest(passcode.encode(), expected.passcode.encode()):
             return None
-        if own:
-            return Principal.with_rules(login, send=["/queue/vmwrapper.guest.*"], subscribe=["*"])
         return Principal.with_rules(
             login,
             send=[messages.host_queue(self.host), messages.PRESENCE],

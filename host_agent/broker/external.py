@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 
 from common import messages
-from common.broker_link import BrokerAddress, BrokerLink, Credentials
+from common.broker_link import BrokerAddress, BrokerEvents, BrokerLink, Credentials
 from common.errors import ConfigError
 
 from .forward import Forwarder
@@ -42,7 +42,6 @@ class ExternalBroker:
 
     def __init__(self, reactor: Any, settings: BrokerSettings) -> None:
         self.host = settings.host.login
-        self.credentials = settings.host
         self.dialect = settings.dialect
         self._settings = settings
         # An agent that was killed may have left messages in any of the queues.
@@ -53,13 +52,22 @@ class ExternalBroker:
         self._link: BrokerLink | None = None
         self._lock: BinaryIO | None = None
 
-    def open(self) -> Deferred[Sequence[BrokerAddress]]:
+    def link(self, subscriptions: Sequence[str], events: BrokerEvents) -> BrokerLink:
         """Claims the settings: two host agents with one login would take each other's messages."""
         self._lock = lock_settings(self._settings)
-        return succeed(self._settings.brokers)
+        link = BrokerLink(
+            self._reactor, self._settings.brokers, self._settings.host, subscriptions, events, self.dialect
+        )
+        self.use(link)
+        return link
 
-    def connected(self, link: BrokerLink) -> None:
+    def use(self, link: BrokerLink) -> None:
+        """The host agent's link, which also empties the queues of guests that are gone."""
         self._link = link
+
+    def connected(self) -> None:
+        link = self._link
+        assert link is not None
         if link.address is not None:
             self._forwarder.lead_to(link.address.host, link.address.port)
         for login, state in self._states.items():

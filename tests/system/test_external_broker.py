@@ -85,7 +85,7 @@ async def test_a_login_is_used_again_and_nothing_of_the_guest_before_is_read(age
     with pytest.raises(ConfigError, match=r"all 2 guest logins of .* are in use"):
         await start_vm(agent, tmp_path, "three")
     login, secret = first.guest.identity.login, first.guest.identity.secret
-    first.machine._signal("STOP")  # it reads nothing more
+    await first.machine.pause()  # it reads nothing more
     agent.send(messages.guest_queue(login), b"for the guest before")
     await agent._vms.stop(first)
     third = await start_vm(agent, tmp_path, "three")
@@ -124,7 +124,8 @@ async def test_a_killed_broker_is_followed_by_the_next_of_the_list(
         await task.deferLater(reactor, 0.5, first.kill)
         result, output = await running
         assert (result["exit_code"], output) == (0, b"begun\ndone\n")
-        assert agent._link is not None and agent._link.address == second.settings.brokers[0]
+        link: Any = agent._link
+        assert link.address == second.settings.brokers[0]
         # And back, when the second is gone.
         first.start()
         second.kill()

@@ -49,10 +49,21 @@ def clock() -> Clock:
     return Clock()
 
 
+class Nobody:
+    def broker_connected(self) -> None: ...
+
+    def broker_disconnected(self, reason: str) -> None: ...
+
+    def broker_message(self, destination: str, body: bytes) -> None: ...
+
+
+NOBODY = Nobody()
+
+
 @pytest.fixture
 def broker(tmp_path: Path, clock: Clock) -> Iterator[ExternalBroker]:
     made = ExternalBroker(clock, settings(tmp_path, FakeLink.address))
-    made.open()
+    made.link([], NOBODY)
     yield made
     made.close()
 
@@ -68,7 +79,8 @@ def test_a_login_is_given_when_its_queue_is_empty_and_to_one_guest(broker: Exter
     waiting = outcome(broker.take_login())
     assert not waiting  # an agent that was killed may have left messages there
     link: Any = FakeLink()
-    broker.connected(link)
+    broker.use(link)
+    broker.connected()
     link.drained("anna-g2")
     assert waiting == [Credentials("anna-g2", "two")]
     link.drained("anna-g1")
@@ -84,11 +96,13 @@ def test_a_login_is_given_when_its_queue_is_empty_and_to_one_guest(broker: Exter
 
 def test_what_could_not_be_drained_is_drained_on_the_next_connection(broker: ExternalBroker) -> None:
     link: Any = FakeLink()
-    broker.connected(link)
+    broker.use(link)
+    broker.connected()
     for login in ("anna-g1", "anna-g2"):
         link.drained(login, empty=False)
     waiting = outcome(broker.take_login())
-    broker.connected(link)
+    broker.use(link)
+    broker.connected()
     link.drained("anna-g1")
     assert waiting == [Credentials("anna-g1", "one")]
 
@@ -97,7 +111,8 @@ def test_the_login_of_a_guest_that_is_found_again_is_not_given_to_another(broker
     broker.keep_login(Credentials("anna-g1", "one"))
     broker.keep_login(Credentials("gone-from-the-file", "x"))
     link: Any = FakeLink()
-    broker.connected(link)
+    broker.use(link)
+    broker.connected()
     assert list(link.drains) == ["/queue/vmwrapper.guest.anna-g2"]  # what the other has coming is its own
     link.drained("anna-g2")
     assert outcome(broker.take_login()) == [Credentials("anna-g2", "two")]
@@ -112,9 +127,9 @@ def test_a_wait_for_a_login_has_an_end(broker: ExternalBroker, clock: Clock) -> 
 def test_one_agent_at_a_time(broker: ExternalBroker, tmp_path: Path, clock: Clock) -> None:
     second = ExternalBroker(clock, settings(tmp_path, FakeLink.address))
     with pytest.raises(ConfigError, match="another host agent uses"):
-        second.open()
+        second.link([], NOBODY)
     broker.close()
-    second.open()
+    second.link([], NOBODY)
     second.close()
 
 
