@@ -47,9 +47,12 @@ class Journal:
         self.commands[command] = None
 
     def ended(self, command: str, result: dict[str, Any]) -> None:
-        """Note how it ended, before the host is told. OSError: a restart would report it lost."""
+        """Note how it ended, before the host is told. OSError: a restart would report it lost.
+
+        Not flushed: it survives the agent, and after a power cut of the guest in this moment it is reported lost.
+        """
         self.commands[command] = result
-        self._log.append({"id": command, "is": "ended", "result": result})
+        self._log.append({"id": command, "is": "ended", "result": result}, flush=False)
 
     def copied(self, copy: str, result: dict[str, Any]) -> None:
         """Note how a copy ended. Not flushed: after a power cut the host asks for it again."""

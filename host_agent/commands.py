@@ -266,17 +266,17 @@ class Commands:
             outcome=result.outcome,
             detail=result.reason or result.signal or ("" if result.exit_code is None else result.exit_code),
         )
-        kept = True
-        try:
-            self._outbox.ended(command.record, attrs.asdict(result))
-        except OSError as error:
-            kept = False
-            self._log.error("the end of {id} is not in the outbox: {error}", id=command.id, error=error)
         waiters, command.waiters = command.waiters, []
         for waiter in waiters:
             waiter.callback(result)
         command.watchers.clear()
-        return kept
+        try:
+            # After the answer: until this is on the disk the guest keeps the result too.
+            self._outbox.ended(command.record, attrs.asdict(result))
+        except OSError as error:
+            self._log.error("the end of {id} is not in the outbox: {error}", id=command.id, error=error)
+            return False
+        return True
 
     # -- reconciliation (`reconcile.py`)
 

@@ -214,8 +214,11 @@ class VirtualMachines:
                 vm.machine = await self._hypervisor.adopt(self._spec(vm))
                 found = vm.machine is not None
                 why = "its VM ended while no host agent was there"
-            except VMwrapperError as error:
+            except Exception as error:
+                # One VM that cannot be had must not keep the others from being taken over.
                 found, why = False, f"its VM could not be taken over: {error}"
+                if not isinstance(error, VMwrapperError):
+                    self._log.failure("{name} could not be taken over", name=record.name)
             if found:
                 self._log.info("took over the VM {name} of an earlier host agent", name=record.name)
                 continue

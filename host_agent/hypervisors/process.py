@@ -123,10 +123,14 @@ class ProcessMachine:
         """Go on with the process of an earlier host agent; False when it has ended."""
         if not await self._process.reattach() or self._process.pid is None:
             return False
+        try:
+            stopped = psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:  # it has ended just now
+            self._process.let_go()
+            return False
         places = json.loads((self.spec.directory / PLACES).read_bytes())
         self._listen({int(seen): real for seen, real in places.items()})
         self._note_process()
-        stopped = psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
         self.state = MachineState.PAUSED if stopped else MachineState.RUNNING
         return True
 
