@@ -101,6 +101,8 @@ class ProcessMachine:
         write_private(config, self._config())
         write_private(self.spec.directory / PLACES, json.dumps(self._places).encode("ascii"))
         agent = [sys.executable, "-m", "guest_agent", "--config", str(config), "--home", str(self.home)]
+        if setpriv := shutil.which("setpriv"):
+            agent = [setpriv, "--pdeathsig", "KILL", "--", *agent]  # when the leash gives its process 1 up
         env = ["/usr/bin/env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH={ROOT}", f"HOME={self.home}"]
         argv = [*env, sys.executable, "-I", "-S", str(INIT), *agent]
         await self._process.start(argv, self.spec.directory, GRACE)
