@@ -32,13 +32,13 @@ def root(cache: Cache) -> Path:
 
     def make(place: Path) -> None:
         options = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
+        archive, tree = place / "root.tar", place / "root"
         run(
             [
-                *as_root(),
                 "mmdebstrap",
-                "--mode=auto" if os.geteuid() == 0 else "--mode=root",
+                "--mode=auto",
                 "--variant=essential",
-                "--format=dir",
+                "--format=tar",
                 # The archive's list of sid may be older than it says it stays valid.
                 '--aptopt=Acquire::Check-Valid-Until "false"',
                 *options,
@@ -47,12 +47,16 @@ def root(cache: Cache) -> Path:
                 "--include=python3,virtualbox,ipxe,syslinux,mtools,dosfstools,iproute2",
                 '--customize-hook=mkdir "$1/checkout" "$1/libraries"',
                 RELEASE,
-                place / "root",
+                archive,
                 "-",
             ],
             "installing VirtualBox into a directory tree",
             data="".join(f"{line}\n" for line in sources).encode(),
         )
+        tree.mkdir()
+        unpack: list[str | Path] = [*as_root(), "tar", "--extract", "--file", archive, "--directory", tree]
+        run([*unpack, "--exclude=./dev/*", "--numeric-owner"], "unpacking the directory tree")
+        archive.unlink()
 
     return cache.layer("virtualbox", key, make) / "root"
 
