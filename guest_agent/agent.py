@@ -98,6 +98,7 @@ class GuestAgent:
     def restored(self) -> None:
         """This machine goes on from an earlier state: no connection of it leads anywhere."""
         self._broker.reconnect("this machine was restored")
+        self._copier.restored()
 
     # -- the broker
 

@@ -6,6 +6,7 @@ A repeat of a known copy is answered with its result, or waits for the one that 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import mmap
@@ -14,7 +15,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ class Copier:
             copy: Copied(copy, **result) for copy, result in journal.copies.items()
         }
         self._turns = threading.BoundedSemaphore(AT_ONCE)
+        self._clients: set[_Client] = set()  # of the copies that move now
 
     def copy_in(self, message: CopyIn) -> None:
         self._begin(message.command, lambda: self._fetch(message))
@@ -72,6 +74,11 @@ class Copier:
         """The host has the result."""
         if self._copies.get(command) is not None:
             del self._copies[command]
+
+    def restored(self) -> None:
+        """No connection leads anywhere any more: the copies make theirs anew at once."""
+        for client in list(self._clients):
+            client.interrupt()
 
     def held(self) -> dict[str, str]:
         """What HELLO says of the copies."""
@@ -113,15 +120,13 @@ class Copier:
 
     def _fetch(self, message: CopyIn) -> Copied:
         destination = self._confine(message.destination)
-        client = _Client(self._address, message.token)
-        manifest = transfer.Manifest.from_json(client.get_manifest())
-        sink = transfer.Sink(destination, manifest, message.command, direct=True)
-        try:
-            digest = client.download(sink)
-            sha256 = sink.finish(digest)
-        finally:
-            sink.close()
-            client.close()
+        with self._client(message.token) as client:
+            manifest = transfer.Manifest.from_json(client.get_manifest())
+            sink = transfer.Sink(destination, manifest, message.command, direct=True)
+            try:
+                sha256 = sink.finish(client.download(sink))
+            finally:
+                sink.close()
         return Copied(message.command, files=manifest.files, bytes=manifest.total, sha256=sha256)
 
     def _send(self, message: CopyOut) -> Copied:
@@ -129,12 +134,19 @@ class Copier:
         if not source_path.exists():
             raise TransferError(f"there is no {message.source} in the guest")
         manifest = transfer.scan(source_path)
-        client = _Client(self._address, message.token)
-        try:
+        with self._client(message.token) as client:
             sha256 = client.upload(source_path, manifest)
-        finally:
-            client.close()
         return Copied(message.command, files=manifest.files, bytes=manifest.total, sha256=sha256)
+
+    @contextlib.contextmanager
+    def _client(self, token: str) -> Iterator[_Client]:
+        client = _Client(self._address, token)
+        self._clients.add(client)
+        try:
+            yield client
+        finally:
+            self._clients.discard(client)
+            client.close()
 
     def _confine(self, path: str) -> Path:
         try:
@@ -160,6 +172,14 @@ class _Client:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def interrupt(self) -> None:
+        """Called in the reactor's thread: whatever waits for the connection finds it broken."""
+        connection = self._connection
+        sock = connection.sock if connection is not None else None
+        if sock is not None:
+            with contextlib.suppress(OSError):  # closed at this moment by its own thread
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, method: str, what: str, body: bytes | None = None, start: int = 0) -> HTTPResponse:
         from http.client import HTTPConnection

@@ -212,7 +212,7 @@ class VirtualMachines:
                 )
                 self._vms[vm.name] = vm
                 vm.machine = await self._hypervisor.adopt(self._spec(vm))
-                found = vm.machine is not None
+                found = vm.machine is not None and await self._has_more_to_do(vm)
                 why = "its VM ended while no host agent was there"
             except Exception as error:
                 # One VM that cannot be had must not keep the others from being taken over.
@@ -229,6 +229,19 @@ class VirtualMachines:
             shutil.rmtree(record.directory, ignore_errors=True)
             self._state.drop(record.instance)
             self._broker.return_login(record.login)
+
+    async def _has_more_to_do(self, vm: VirtualMachine) -> bool:
+        """Whether an adopted VM runs or can: one that ended goes back to its newest snapshot."""
+        machine = self._machine(vm)
+        if machine.state not in (MachineState.STOPPED, MachineState.CRASHED):
+            return True
+        marked = [name for name in await machine.snapshots() if self._state.mark_file(vm.guest.id, name).exists()]
+        if not marked:
+            await machine.destroy()
+            return False
+        self._log.info("{name} ended without a host agent; back to {snapshot}", name=vm.name, snapshot=marked[-1])
+        await self.restore(vm, marked[-1])
+        return True
 
     def image_for(self, name: str, wanted: str) -> Image:
         """The image of a VM that is to be started; ConfigError says which there are."""

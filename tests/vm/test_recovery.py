@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +96,22 @@ def test_a_saved_vm_comes_back_with_its_command(agent: AgentProcess, tmp_path: P
     assert agent.call("save_vm", vm="box")["state"] == "saved"
     agent.restart()
     agent.call("resume_vm", vm="box")
+    result = agent.call("attach", command="c-count")
+    assert (result["outcome"], result["exit_code"]) == ("exited", 0)
+    assert out.read_text() == SIXTY
+    assert effects(agent) == 1
+
+
+def test_a_vm_that_died_without_a_host_agent_goes_back_to_its_snapshot(agent: AgentProcess, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    begin(agent, "c-count", COUNT, stdout=str(out))
+    wait_for_lines(out, 5)
+    agent.call("snapshot_vm", vm="box", snapshot="s1")
+    wait_for_lines(out, 9)
+    (vm,) = agent.call("vms")["vms"]
+    agent.kill()
+    os.kill(vm["pid"], signal.SIGKILL)
+    agent.start()
     result = agent.call("attach", command="c-count")
     assert (result["outcome"], result["exit_code"]) == ("exited", 0)
     assert out.read_text() == SIXTY
