@@ -59,6 +59,7 @@ class VirtualMachine:
     machine: Machine | None = None
     reason: str = ""
     ending: bool = False
+    adopting: bool = False  # what happened to it before is not news, and it may go back to a snapshot
     end: Once | None = attrs.field(default=None, repr=False)
     watchers: list[StateUpdate] = attrs.field(factory=list, repr=False)
 
@@ -210,6 +211,7 @@ class VirtualMachines:
                 vm = VirtualMachine(
                     record.name, image, guest, self._hypervisor.name, record.memory_mb, record.cpus, directory
                 )
+                vm.adopting = True
                 self._vms[vm.name] = vm
                 vm.machine = await self._hypervisor.adopt(self._spec(vm))
                 found = vm.machine is not None and await self._has_more_to_do(vm)
@@ -219,7 +221,8 @@ class VirtualMachines:
                 found, why = False, f"its VM could not be taken over: {error}"
                 if not isinstance(error, VMwrapperError):
                     self._log.failure("{name} could not be taken over", name=record.name)
-            if found:
+            if found and vm is not None:
+                vm.adopting = False
                 self._log.info("took over the VM {name} of an earlier host agent", name=record.name)
                 continue
             self._log.warn("{name}: {why}", name=record.name, why=why)
@@ -301,7 +304,7 @@ class VirtualMachines:
             vm.guest.paused(self._clock.seconds())
         elif state is MachineState.RUNNING:
             vm.guest.resumed(self._clock.seconds())
-        if vm.ending or state not in (MachineState.CRASHED, MachineState.STOPPED):
+        if vm.ending or vm.adopting or state not in (MachineState.CRASHED, MachineState.STOPPED):
             return
         verb = "ended unexpectedly" if state is MachineState.CRASHED else "was powered off by its guest"
         vm.reason = f"The VM {vm.name} {verb}" + (f": {reason}" if reason else "")
