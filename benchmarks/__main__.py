@@ -18,6 +18,7 @@ NAMES = {
     "vm_start": "warm starts from a template against a cold boot",
     "vm_states": "saving, snapshots and restoring of a VM",
     "end_latency": "how soon a task's end is known",
+    "roundtrip_local": "a command's round trip to a guest agent that is a local process",
     "copy": "256 MiB into a VM and out of it, against a bare TCP stream",
     "wrapper": "memory, CPU time and latencies of the wrapper with a job on the host",
     "broker": "requests and memory of the embedded broker, ActiveMQ and RabbitMQ",
@@ -34,10 +35,10 @@ IMAGES = Path(__file__).parents[1] / "build" / "images"
 
 
 def main() -> int:
-    lines = "\n".join(f"  {name:12} {line}" for name, line in NAMES.items())
+    lines = "\n".join(f"  {name:15} {line}" for name, line in NAMES.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=f"benchmarks:\n{lines}\n  {'all':12} each of them, in a process of its own",
+        description=f"benchmarks:\n{lines}\n  {'all':15} each of them, in a process of its own",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", metavar="NAME", choices=[*NAMES, "all"], help="what to measure")

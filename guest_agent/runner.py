@@ -218,7 +218,8 @@ class Runner:
             self._end(head["id"], Result(head["id"], "not_started", reason=head["reason"]))
         elif head["op"] == "ended":
             fields = {key: value for key, value in head.items() if key not in ("op", "id")}
-            self._send_usage(command)
+            if command.run.fraction_file:
+                self._send_usage(command)  # the last word on it; CPU time is in the result
             self._end(head["id"], Result(head["id"], **fields))
 
     def _output(self, command: _Command, stream: str, offset: int, payload: bytes) -> None:

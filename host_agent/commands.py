@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class Commands:
         self._outbox = outbox
         self._spools = spools
         self._commands: dict[str, Command] = {}
+        self._ended: deque[str] = deque()  # ids, in the order in which they ended
 
     def load(self, find_guest: Callable[[str], Guest | None]) -> None:
         """Take up what an earlier host agent had asked for."""
@@ -102,21 +104,26 @@ class Commands:
             if command.guest is None and not command.ended:
                 self.end(command, Result(command.id, "lost", reason="its VM was gone when the host agent came back"))
 
-    def _rebuild(self, record: Record, guest: Guest | None) -> Command:
+    def _rebuild(self, record: Record, guest: Guest | None, *, fresh: bool = False) -> Command:
         request = record.request
-        streams = self._streams(record.id, request["stdout"], request["stderr"], request["starts"])
+        streams = self._streams(record.id, request["stdout"], request["stderr"], request["starts"], fresh)
         command = Command(record.id, guest, Run(**request["run"]), record, streams)
         if record.result is not None:
             command.state, command.result = State.ENDED, Result(**record.result)
+            self._ended.append(command.id)
         elif record.delivered:
             command.state = State.RUNNING
         self._commands[command.id] = command
         self._watch_deadline(command)
         return command
 
-    def _streams(self, command: str, stdout: str, stderr: str, starts: list[int]) -> dict[str, OutputStream]:
+    def _streams(
+        self, command: str, stdout: str, stderr: str, starts: list[int], fresh: bool
+    ) -> dict[str, OutputStream]:
         return {
-            name: OutputStream(Path(path), start) if path else SpoolStream(self._spools / f"{command}.{name}")
+            name: OutputStream(Path(path), start)
+            if path
+            else SpoolStream(self._spools / f"{command}.{name}", fresh=fresh)
             for name, path, start in zip(("stdout", "stderr"), (stdout, stderr), starts, strict=True)
         }
 
@@ -151,7 +158,7 @@ class Commands:
             record = self._outbox.asked(request)
         except OSError as error:
             raise ConfigError(f"the outbox of this host agent cannot be written: {error.strerror}") from None
-        command = self._rebuild(record, guest)
+        command = self._rebuild(record, guest, fresh=True)
         self._ask(command)
         return command
 
@@ -179,8 +186,10 @@ class Commands:
             command.guest.link.send(command.run, delivered)
 
     def _drop_oldest(self) -> None:
-        ended = [c for c in self._commands.values() if c.ended]
-        for command in ended[: max(0, len(ended) - KEEP_ENDED)]:
+        while len(self._ended) > KEEP_ENDED:
+            command = self._commands.get(self._ended.popleft())
+            if command is None or not command.ended:
+                continue  # a restored snapshot has opened it again
             del self._commands[command.id]
             for stream in command.streams.values():
                 stream.forget()
@@ -256,6 +265,7 @@ class Commands:
             reason = command.gap or "its output did not survive a restart of the guest"
             result = attrs.evolve(result, outcome="lost", reason=f"it {result.outcome}, but {reason}")
         command.state, command.result = State.ENDED, result
+        self._ended.append(command.id)
         command.signals.clear()
         for stream in command.streams.values():
             stream.close()

@@ -89,13 +89,19 @@ class OutputStream:
 class SpoolStream(OutputStream):
     """A stream in a file of ours: `<stem>.<bytes dropped before it>`."""
 
-    def __init__(self, stem: Path) -> None:
+    def __init__(self, stem: Path, *, fresh: bool = False) -> None:
+        """`fresh`: nothing can be there of it yet, so nothing is looked for."""
         self._stem = stem
-        found = sorted(stem.parent.glob(f"{stem.name}.*"), key=_dropped)
+        found = [] if fresh else sorted(self._files(), key=_dropped)
         for older in found[:-1]:
             older.unlink(missing_ok=True)
         path = found[-1] if found else stem.with_name(f"{stem.name}.0")
         super().__init__(path, -_dropped(path))
+
+    def _files(self) -> list[Path]:
+        # Not glob(): it would compile a regular expression for each stream.
+        with os.scandir(self._stem.parent) as entries:
+            return [Path(entry.path) for entry in entries if entry.name.startswith(f"{self._stem.name}.")]
 
     def take(self, offset: int, payload: bytes) -> bytes:
         fresh = super().take(offset, payload)
