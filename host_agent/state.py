@@ -46,8 +46,10 @@ class VmRecord:
 class AgentState:
     """Opens a state directory, makes it when there is none, and keeps it to this process."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = True) -> None:
+        """`durable`: somebody knows the place, and may start a successor there."""
         self.directory = directory
+        self.durable = durable
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)
@@ -118,7 +120,7 @@ def open_state(directory: Path | None) -> AgentState:
     place.mkdir(mode=0o700, exist_ok=True)
     for older in place.iterdir():
         _remove_if_unused(older)
-    return AgentState(place / f"s-{new_session()}")
+    return AgentState(place / f"s-{new_session()}", durable=False)
 
 
 def _remove_if_unused(directory: Path) -> None:

@@ -382,7 +382,16 @@ class VirtualMachines:
         return vm.machine
 
     async def stop_all(self) -> None:
-        await gatherResults([self.stop(vm, "the host agent ends") for vm in self])
+        """End every VM, but those that are saved: they wait for the next host agent with this state."""
+        ending = [self._leave(vm) if self._is_kept(vm) else self.stop(vm, "the host agent ends") for vm in self]
+        await gatherResults(ending)
+
+    def _is_kept(self, vm: VirtualMachine) -> bool:
+        return self._state.durable and vm.machine is not None and vm.machine.state is MachineState.SAVED
+
+    def _leave(self, vm: VirtualMachine) -> Deferred[None]:
+        vm.ending = True
+        return self._machine(vm).leave()
 
 
 def _indent(text: str) -> str:

@@ -36,7 +36,10 @@ FRACTION_FILE = "fraction_done"  # in the guest's home, when the job names no ot
 START_DEADLINE_S = 600.0  # a cold boot without hardware virtualisation is slow
 LOOK_AGAIN_S = 1.0  # at a VM whose agent has not come back yet
 
+SAVE_DEADLINE_S = 35.0  # of the minute that the client gives us
+
 Step = Callable[[ControlClient], None]
+_IN_VM = (TaskState.COPYING_IN, TaskState.RUNNING, TaskState.COPYING_OUT)
 
 
 @attrs.define(eq=False)
@@ -117,6 +120,21 @@ class GuestTask:
             self._signal("TERM")
         elif self.state is not TaskState.COPYING_OUT:
             self.expire(ENDED_EARLY)
+
+    def leave(self) -> bool:
+        """Save the VM with the program in it. The next wrapper finds both by what the state file says."""
+        before, client = self.state, self._client
+        if client is None or not self.agent.state_directory or before not in _IN_VM:
+            return False
+        self.state = TaskState.DONE  # whatever the agent still tells of the task, the next wrapper will ask for
+        try:
+            client.call("save_vm", self._vm(), deadline_s=SAVE_DEADLINE_S)
+        except VMwrapperError as error:
+            self.log.say(f"{self.task.title}: its virtual machine could not be saved: {error}")
+            self.state = before
+            return False
+        self.log.say(f"{self.task.title}: its virtual machine is saved, and goes on at the next start")
+        return True
 
     def kill(self) -> None:
         if self.state is TaskState.RUNNING:
@@ -364,7 +382,7 @@ class GuestTask:
 
     def _vm_call(self, call: str) -> None:
         """Pause or resume the VM once it is up; before that `_advance` holds the task back."""
-        if self.state in (TaskState.COPYING_IN, TaskState.RUNNING, TaskState.COPYING_OUT):
+        if self.state in _IN_VM:
             self._tell(call, self._vm())
 
     def _signal(self, name: str) -> None:

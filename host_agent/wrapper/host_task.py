@@ -172,6 +172,9 @@ class HostTask:
         self._on_purpose = ENDED_EARLY
         self.terminate()
 
+    def leave(self) -> bool:
+        return False
+
     def kill(self) -> None:
         if self._process:
             self._process.kill()

@@ -71,6 +71,10 @@ class TaskLoop:
                 if limits.enforce():
                     continue  # a task on the host has ended now; one in a VM says so soon
                 self._wait(min(SEARCH_TICK_S if state is TaskState.WAITING_FOR_AGENT else TICK_S, limits.left_s()))
+        except QuitError:
+            if self.status.leave is not Leave.ABORT:
+                running.leave()
+            raise
         finally:
             if running.state is not TaskState.DONE:
                 running.kill()

@@ -93,6 +93,12 @@ class RunningTask(Protocol):
     def kill(self) -> None:
         """End it at once and for good."""
 
+    def leave(self) -> bool:
+        """We have to go: keep the task as it stands for the next start. False: it cannot be kept.
+
+        Has a deadline, because the client gives us a minute; never raises.
+        """
+
     def cpu_seconds(self, now: bool = False) -> float:
         """CPU time so far, user and system, its children included; never goes down. `now`: not some seconds ago."""
 

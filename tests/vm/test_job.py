@@ -135,6 +135,51 @@ def test_a_wrapper_that_is_killed_leaves_no_vm(tmp_path: Path) -> None:
     assert left_behind(slot) == []
 
 
+COUNTING = """\
+<job_desc>
+  <task>
+    <virtualmachine>box</virtualmachine>
+    <application>./count.sh</application>
+    <copy_app_to_VM>1</copy_app_to_VM>
+    <stdout_filename>stdout</stdout_filename>
+    <copy_file_from_VM>effects</copy_file_from_VM>
+  </task>
+</job_desc>
+"""
+COUNT = """\
+#!/bin/sh
+echo x >> effects
+i=0
+while [ $i -lt 60 ]; do i=$((i+1)); echo $i; sleep 0.25; done
+"""
+
+
+def test_a_wrapper_that_is_told_to_quit_saves_the_vm_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    """Twice: the program runs once, and its output is as if in one go."""
+    slot = tmp_path / "slot"
+    slot.mkdir()
+    (slot / "job.xml").write_text(COUNTING)
+    (slot / "count.sh").write_text(COUNT)
+    (slot / "count.sh").chmod(0o755)
+    command = [sys.executable, "-P", "-m", "host_agent.wrapper.main"]
+    for lines in (3, 9):
+        with subprocess.Popen(command, cwd=slot, stderr=subprocess.DEVNULL) as job:
+            until = time.monotonic() + DEADLINE
+            while not (slot / "stdout").exists() or (slot / "stdout").read_bytes().count(b"\n") < lines:
+                assert time.monotonic() < until and job.poll() is None, (slot / "stderr.txt").read_text()
+                time.sleep(0.05)
+            job.terminate()
+            assert job.wait(60) == 0
+        assert not (slot / "boinc_finish_called").exists()
+        assert not [each for each in left_behind(slot) if "qemu-system" in each]
+    done = subprocess.run(command, cwd=slot, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (slot / "stdout").read_text() == "".join(f"{number}\n" for number in range(1, 61))
+    assert (slot / "effects").read_text() == "x\n"
+    assert (slot / "stderr.txt").read_text().count("is saved, and goes on at the next start") == 2
+    assert left_behind(slot) == []
+
+
 MANAGED = """\
 <job_desc>
   <VMmanage_task>
