@@ -70,6 +70,15 @@ class AgentProcess:
         self.call("start_vm", vm=name, directory=str(self.folder / "vms"))
         return self.home(name)
 
+    def begin(self, vm: str, command: str, script: str, **args: Any) -> None:
+        """Ask for a command and wait until it runs."""
+        assert self.client is not None
+        started: list[str] = []
+        request = {"vm": vm, "command": command, "argv": ["sh", "-c", script], **args}
+        self.client.start("run", request, lambda name, data: started.append(name))
+        while "started" not in started:
+            self.pump()
+
     def home(self, name: str) -> Path:
         (found,) = (self.folder / "vms").glob(f"vm-{name}-*/home")
         return found

@@ -34,20 +34,10 @@ def wait_for(what: Any) -> None:
         time.sleep(0.02)
 
 
-def begin(agent: AgentProcess, command: str, script: str, **args: Any) -> None:
-    """Ask for a command and wait until it runs."""
-    assert agent.client is not None
-    started: list[str] = []
-    request = {"vm": "lap", "command": command, "argv": ["sh", "-c", script], **args}
-    agent.client.start("run", request, lambda name, data: started.append(name))
-    while "started" not in started:
-        agent.pump()
-
-
 def test_a_running_command_and_its_output_go_on(agent: AgentProcess, tmp_path: Path) -> None:
     home = agent.start_vm("lap")
     out = tmp_path / "out"
-    begin(agent, "c-count", COUNT, stdout=str(out))
+    agent.begin("lap", "c-count", COUNT, stdout=str(out))
     wait_for(lambda: out.exists() and out.stat().st_size)
     agent.restart()
     wait_for(lambda: len(out.read_bytes()) > 4)
@@ -61,7 +51,7 @@ def test_a_running_command_and_its_output_go_on(agent: AgentProcess, tmp_path: P
 def test_a_command_that_ends_while_no_host_agent_is_there(agent: AgentProcess, tmp_path: Path) -> None:
     home = agent.start_vm("lap")
     script = "echo before; until [ -e go ]; do sleep 0.05; done; echo after; touch ended"
-    begin(agent, "c-alone", script)
+    agent.begin("lap", "c-alone", script)
     agent.kill()
     (home / "go").touch()
     wait_for((home / "ended").exists)
@@ -119,7 +109,7 @@ def test_a_copy_goes_on(agent: AgentProcess, tmp_path: Path, inwards: bool) -> N
 def test_the_reboot_of_a_guest_loses_what_ran_and_nothing_else(agent: AgentProcess) -> None:
     home = agent.start_vm("lap")
     agent.call("run", vm="lap", command="c-done", argv=["true"])
-    begin(agent, "c-lost", "sleep 600")
+    agent.begin("lap", "c-lost", "sleep 600")
     (vm,) = agent.call("vms")["vms"]
     for process in psutil.process_iter(["cmdline"]):
         if str(home) in (process.info["cmdline"] or []) and process.pid != vm["pid"]:
@@ -135,7 +125,7 @@ def test_the_reboot_of_a_guest_loses_what_ran_and_nothing_else(agent: AgentProce
 
 def test_a_vm_that_ended_meanwhile_is_told_and_removed(agent: AgentProcess, tmp_path: Path) -> None:
     home = agent.start_vm("lap")
-    begin(agent, "c-lost", "sleep 600")
+    agent.begin("lap", "c-lost", "sleep 600")
     (vm,) = agent.call("vms")["vms"]
     agent.kill()
     os.kill(vm["pid"], signal.SIGKILL)

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,15 +26,6 @@ def agent(tmp_path: Path, image: Image) -> Iterator[AgentProcess]:
         yield running
 
 
-def begin(agent: AgentProcess, command: str, script: str, **args: Any) -> None:
-    assert agent.client is not None
-    started: list[str] = []
-    request = {"vm": "box", "command": command, "argv": ["sh", "-c", script], **args}
-    agent.client.start("run", request, lambda name, data: started.append(name))
-    while "started" not in started:
-        agent.pump()
-
-
 def wait_for_lines(file: Path, count: int) -> None:
     until = time.monotonic() + DEADLINE
     while not file.exists() or file.read_bytes().count(b"\n") < count:
@@ -51,7 +41,7 @@ def effects(agent: AgentProcess) -> int:
 
 def test_the_host_agent_is_killed_and_the_command_goes_on(agent: AgentProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    begin(agent, "c-count", COUNT, stdout=str(out))
+    agent.begin("box", "c-count", COUNT, stdout=str(out))
     wait_for_lines(out, 5)
     agent.restart()
     wait_for_lines(out, 12)
@@ -64,12 +54,12 @@ def test_the_host_agent_is_killed_and_the_command_goes_on(agent: AgentProcess, t
 def test_back_to_an_older_snapshot(agent: AgentProcess, tmp_path: Path) -> None:
     """What the host saw finish since then is undone, what ran then runs again, and the output is as if in one go."""
     out = tmp_path / "out"
-    begin(agent, "c-count", COUNT, stdout=str(out))
+    agent.begin("box", "c-count", COUNT, stdout=str(out))
     wait_for_lines(out, 5)
     (vm,) = agent.call("vms")["vms"]
     agent.call("snapshot_vm", vm="box", snapshot="s1")
     agent.call("run", vm="box", command="c-later", argv=["sh", "-c", "echo x >> later"])
-    begin(agent, "c-undone", "sleep 600")
+    agent.begin("box", "c-undone", "sleep 600")
     assert agent.call("run", vm="box", command="c-count", argv=["false"])["exit_code"] == 0
     assert out.read_text() == SIXTY
 
@@ -91,7 +81,7 @@ def test_back_to_an_older_snapshot(agent: AgentProcess, tmp_path: Path) -> None:
 def test_a_saved_vm_comes_back_with_its_command(agent: AgentProcess, tmp_path: Path) -> None:
     """Saved, the host agent gone, another one started: the command goes on where it stood."""
     out = tmp_path / "out"
-    begin(agent, "c-count", COUNT, stdout=str(out))
+    agent.begin("box", "c-count", COUNT, stdout=str(out))
     wait_for_lines(out, 5)
     assert agent.call("save_vm", vm="box")["state"] == "saved"
     agent.restart()
@@ -104,7 +94,7 @@ def test_a_saved_vm_comes_back_with_its_command(agent: AgentProcess, tmp_path: P
 
 def test_a_vm_that_died_without_a_host_agent_goes_back_to_its_snapshot(agent: AgentProcess, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    begin(agent, "c-count", COUNT, stdout=str(out))
+    agent.begin("box", "c-count", COUNT, stdout=str(out))
     wait_for_lines(out, 5)
     agent.call("snapshot_vm", vm="box", snapshot="s1")
     wait_for_lines(out, 9)
