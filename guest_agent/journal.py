@@ -1,8 +1,8 @@
 """The journal: which commands this guest was given, on disk before they have any effect.
 
-One JSON object a line: {"id": …, "is": "accepted"}, then {"id": …, "is": "ended", "result": {…}}, then {"id": …,
-"is": "forgotten"}. A repeat of a known command is answered from here. For copies, which may be done twice without
-harm, only the end is noted ("copied").
+One JSON object a line: {"id": …, "is": "accepted", "keeper": …}, then {"id": …, "is": "ended", "result": {…}}, then
+{"id": …, "is": "forgotten"}. A repeat of a known command is answered from here. For copies, which may be done twice
+without harm, only the end is noted ("copied").
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Journal:
         self._log = LineLog(path)
         self.commands: dict[str, dict[str, Any] | None] = {}
         self.copies: dict[str, dict[str, Any]] = {}
+        self._keepers: dict[str, str] = {}
         for entry in self._log.entries:
             self._take(entry)
         self._log.entries.clear()
@@ -33,6 +34,7 @@ class Journal:
             return
         if what == "accepted":
             self.commands[command] = None
+            self._keepers[command] = str(entry.get("keeper", ""))
         elif what == "ended" and isinstance(result, dict):
             self.commands[command] = result
         elif what == "copied" and isinstance(result, dict):
@@ -40,11 +42,20 @@ class Journal:
         elif what == "forgotten":
             self.commands.pop(command, None)
             self.copies.pop(command, None)
+            self._keepers.pop(command, None)
 
-    def accepted(self, command: str) -> None:
-        """Note a command, before it has any effect. OSError: it is not noted, and must not run."""
-        self._log.append({"id": command, "is": "accepted"})
+    def accepted(self, command: str, keeper: str) -> None:
+        """Note a command, before it has any effect, and the keeper that is going to run it.
+
+        OSError: it is not noted, and must not run.
+        """
+        self._log.append({"id": command, "is": "accepted", "keeper": keeper})
         self.commands[command] = None
+        self._keepers[command] = keeper
+
+    def keeper_of(self, command: str) -> str:
+        """Which keeper was going to run it."""
+        return self._keepers.get(command, "")
 
     def ended(self, command: str, result: dict[str, Any]) -> None:
         """Note how it ended, before the host is told. OSError: a restart would report it lost.
@@ -61,6 +72,7 @@ class Journal:
 
     def forgotten(self, command: str) -> None:
         """The host has the result. Not flushed: to forget twice does no harm."""
+        self._keepers.pop(command, None)
         known = self.commands.pop(command, self) is not self
         known = self.copies.pop(command, None) is not None or known
         if known:
@@ -71,7 +83,7 @@ class Journal:
 
     def _present(self) -> Iterator[dict[str, Any]]:
         for command, result in self.commands.items():
-            yield {"id": command, "is": "accepted"}
+            yield {"id": command, "is": "accepted", "keeper": self.keeper_of(command)}
             if result is not None:
                 yield {"id": command, "is": "ended", "result": result}
         for copy, result in self.copies.items():

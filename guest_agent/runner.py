@@ -89,7 +89,10 @@ class Runner:
         self.boot = keeper_id
         held = {entry["id"]: entry for entry in commands}
         for command, result in list(self._journal.commands.items()):
-            if result is None and command not in held:
+            if result is None and command not in held and self._journal.keeper_of(command) == keeper_id:
+                # The agent before us died before it could hand this on: it has not run, and may be asked for again.
+                self._forget(command)
+            elif result is None and command not in held:
                 self._end(command, Result(command, "lost", reason="the guest or its agent's keeper was restarted"))
         for command, entry in held.items():
             if command not in self._journal.commands:
@@ -153,7 +156,7 @@ class Runner:
         if len(self._commands) >= MOST_HELD:
             return f"the guest holds {MOST_HELD} commands already"
         try:
-            self._journal.accepted(command)
+            self._journal.accepted(command, self.boot)
         except OSError as error:
             return f"the guest's journal cannot be written: {error.strerror}"
         return None
@@ -186,6 +189,9 @@ class Runner:
         """The host has the result."""
         if self._commands.pop(command, None) is not None and self._keeper is not None:
             self._keeper.tell({"op": "forget", "id": command})
+        self._forget(command)
+
+    def _forget(self, command: str) -> None:
         try:
             self._journal.forgotten(command)
         except OSError as error:
