@@ -5,11 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 
-# What runs VMs, and what builds their images; the BOINC client and its library, which only tests use.
-PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap e2fsprogs lz4 cpio uidmap \
-    zstd boinc-client libboinc-app7
-# The external brokers that the tests run, and what makes their certificates.
-PACKAGES += openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server
+# What runs VMs and keeps their states, and what builds their images.
+PACKAGES := python3-venv qemu-system-x86 qemu-utils zstd mmdebstrap e2fsprogs lz4 cpio uidmap
+# What tests and benchmarks need besides: the BOINC client and its library, external brokers, their certificates.
+TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
@@ -32,13 +31,17 @@ $(VENV)/ready: lock/dev.txt pyproject.toml tools/install-packages Makefile
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(VENV)/peers: $(VENV)/ready
+	@tools/install-packages $(TEST_PACKAGES)
+	@touch $@
+
 image: $(VENV)/ready ## build the default guest image (quick when nothing has changed)
 	@$(BIN)/vmctl image build --output $(BUILD)/images
 
 example: image ## run the worker example in a virtual machine
 	@$(BIN)/python tools/run_example.py --slot $(BUILD)/example-slot
 
-test: image ## run all tests, with real virtual machines
+test: image $(VENV)/peers ## run all tests, with real virtual machines
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-virtualbox: $(VENV)/ready ## test beside a real VirtualBox 7.2, without its kernel driver, in a chroot
@@ -56,13 +59,13 @@ lint: $(VENV)/ready ## ruff and mypy --strict
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-chaos: $(VENV)/ready ## 2,000 commands and 400 copies on each broker, while everything is killed 200 times
+chaos: $(VENV)/peers ## 2,000 commands and 400 copies on each broker, while everything is killed 200 times
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
-chaos-boinc: $(VENV)/ready ## fifty random restarts and kills of a BOINC client and of the wrapper, during one job
+chaos-boinc: $(VENV)/peers ## fifty random restarts and kills of a BOINC client and of the wrapper, during one job
 	@VMWRAPPER_CHAOS=50 $(BIN)/python -m pytest -s tests/boinc/test_restarts.py -k random
 
-bench: image ## measure everything that benchmarks/ can
+bench: image $(VENV)/peers ## measure everything that benchmarks/ can
 	@$(BIN)/python -m benchmarks all
 
 FUZZ_SECONDS ?= 600
