@@ -87,7 +87,8 @@ async def test_clones_have_what_is_their_own(clones: Clones) -> None:
     assert len(set(numbers)) == 3
     before = time.time()
     for asker, _, _ in guests:
-        assert before - 5 < await asker.ask("now") < time.time() + 0.5
+        # Clones that start together on an emulated machine may set their clocks late.
+        assert before - 30 < await asker.ask("now") < time.time() + 5
     assert await guests[0][0].ask("write /home/vmwrapper/mine yes")
     assert await guests[1][0].ask("read /home/vmwrapper/mine") == ""
     assert len(clones.templates) == 1
