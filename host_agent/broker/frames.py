@@ -168,19 +168,20 @@ def _parse_head(head: bytes, limits: FrameLimits) -> tuple[str, dict[str, str], 
     carriage_returns = b"\r" in head
     if carriage_returns:
         head = head.replace(b"\r\n", b"\n").removesuffix(b"\r")
+    # Counted in bytes, as a command that has not arrived whole is: segments must make no difference.
+    if head.find(b"\n", 0, limits.command_bytes + 1) < 0 and len(head) > limits.command_bytes:
+        raise FrameError(f"A frame's command is longer than {limits.command_bytes} bytes.")
     try:
         text = head.decode()
     except UnicodeDecodeError:
         raise FrameError("The headers of a frame are not UTF-8.") from None
     lines = text.split("\n")
     command = lines[0]
-    if len(command) > limits.command_bytes:
-        raise FrameError(f"A frame's command is longer than {limits.command_bytes} bytes.")
     if len(lines) > limits.header_count + 1:
         raise FrameError(f"A frame has more than {limits.header_count} headers.")
     if "\0" in text:
         raise FrameError("A frame ends before the blank line that closes its headers.")
-    if len(head) > limits.header_line_bytes and max(map(len, lines)) > limits.header_line_bytes:
+    if len(head) > limits.header_line_bytes and max(map(len, head.split(b"\n"))) > limits.header_line_bytes:
         raise FrameError(f"A header is longer than {limits.header_line_bytes} bytes.")
     del lines[0]
     if "\\" in text and command not in _UNESCAPED_COMMANDS:

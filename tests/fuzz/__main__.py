@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz TARGET [--seconds N] [--found DIR]`: coverage-guided fuzzing of one target.
+"""`python -m tests.fuzz TARGET [--seconds N] [--seed N] [--found DIR]`: coverage-guided fuzzing of one target.
 
 Ends with 0 when nothing was found. What is found is left in DIR (default: build/fuzz/TARGET) as `crash-…`; put it into
 `tests/fuzz/corpus/TARGET`, where it is tried on every run from then on.
@@ -22,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="repeat a run; 0, the default: another one each time")
     parser.add_argument("--found", type=Path, help="what was found, and what was learnt on the way")
     options = parser.parse_args()
     found: Path = options.found or Path("build") / "fuzz" / options.target
@@ -30,6 +31,7 @@ def main() -> None:
     arguments = [
         sys.argv[0],
         f"-max_total_time={options.seconds}",
+        f"-seed={options.seed}",
         f"-max_len={LARGEST}",
         f"-artifact_prefix={found}/",
         "-rss_limit_mb=1024",
