@@ -2,7 +2,8 @@
 
 QEMU connects to our socket, not we to its, so nothing is polled at the start, and a later host agent is found in the
 same way. The process and the guest's console belong to a leash (`qemu_process.py`). The guest's network is closed but
-for the service ports (`guest_ports.py`). How states are kept and restored is in `qemu_machine.py`.
+for the service ports (`guest_ports.py`). A running QEMU is `qemu_vm.py`; how its states are
+kept and restored is in `qemu_machine.py`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +215,3 @@ async def run_tool(reactor: Any, deadline: float, sentence: str, program: str, *
         words = (errors or output).decode("utf-8", "replace").strip()
         raise HypervisorError(f"{sentence}: {words}")
     return bytes(output).decode("utf-8", "replace")
-
-
-async def internal_snapshots(run: Callable[..., Any], disk: Path) -> list[str]:
-    """Tags inside a disk image that no QEMU has open."""
-    told = json.loads(await run("info", "--output=json", "-U", str(disk)))
-    return [each["name"] for each in told.get("snapshots", [])]

@@ -28,9 +28,10 @@ from host_agent.ledger import LedgerEntry
 
 from .base import HypervisorError, MachineSpec
 from .images import Image
-from .qemu_machine import DISK, Clone, QemuMachine
+from .qemu_machine import Clone, QemuMachine
 from .qemu_options import KVM, QEMU, command_line, program
 from .qemu_states import ZSTD, States, run_tool, sync
+from .qemu_vm import DISK
 
 FORMAT = 1
 FOLDER = ".templates"

@@ -1,0 +1,315 @@
+"""One running QEMU: its process, its monitor, and the state that the VM is in because of them.
+
+QEMU connects to our monitor socket. Its process belongs to a leash, which outlives us: a VM is left, and taken over by
+the next host agent (`qemu_machine.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import defer
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+
+from host_agent.ledger import LedgerEntry
+
+from .base import HypervisorError, MachineSpec, MachineState
+from .cpu_time import CpuTime
+from .guest_ports import GuestPorts
+from .host_line import HostLine
+from .leash import CONSOLE, CONSOLE_BYTES
+from .qemu_disk import Disk
+from .qemu_memory import Memory
+from .qemu_options import GATEWAY, TCG, command_line
+from .qemu_process import HowItEnded, QemuProcess
+from .qmp import QMP
+
+START_DEADLINE = 30.0  # seconds from the start of QEMU to its first words on QMP
+QUIT_DEADLINE = 5.0  # until SIGTERM, and then until SIGKILL
+DISK = "disk.qcow2"
+
+_ALIVE = (MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED)
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x09\x0b-\x1f\x7f]")
+
+
+class QemuVm:
+    """The part of a `base.Machine` that needs a process; `QemuMachine` adds what is on the disk."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, spec: MachineSpec, ledger: LedgerEntry | Path, grace: float) -> None:
+        self.spec = spec
+        self.state = MachineState.DEFINED
+        self.accelerator: tuple[str, ...] = TCG
+        self._reactor = reactor
+        self._ledger = ledger if isinstance(ledger, LedgerEntry) else None
+        self._place = ledger.path if isinstance(ledger, LedgerEntry) else ledger
+        self._disk = Disk(reactor, spec.directory / DISK, spec.name)
+        self._memory = Memory(reactor)
+        self._grace = grace
+        self._ports = GuestPorts(reactor, self._place, spec.services)
+        self._host_line = HostLine(reactor, self._place)
+        self._monitor: IListeningPort | None = None
+        self._qmp: QMP | None = None
+        self._ready: Deferred[None] | None = None  # QEMU answers on QMP, or has ended
+        self._process: QemuProcess | None = None
+        self._gone: list[Deferred[None]] = []
+        self._one = DeferredLock()  # operations on states wait for each other
+        self._busy = False  # one is under way: what QEMU says of pauses is its doing
+        self._asked_to_end: MachineState | None = None  # the state that an end which we want leads to
+        self._guest_ended = ""  # QEMU's reason in its SHUTDOWN event
+        self._cpu_time = CpuTime()
+        self._left = False
+        self._stopped_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    def _change(self, state: MachineState, reason: str = "") -> None:
+        if state is not self.state:
+            self.state = state
+            self._throttle(state is MachineState.RUNNING)
+            if not self._left:
+                self.spec.on_state(state, reason)
+
+    def _throttle(self, on: bool) -> None:
+        """Hold it to its share of the processors; not while it starts, stands still or writes a state."""
+        if self._process is not None and self.spec.cpu_share < 1.0:
+            self._process.share(self.spec.cpu_share if on else 1.0)
+
+    def _alone(self, operation: Callable[[], Any]) -> Deferred[Any]:
+        """Run an operation on states when those before it have ended."""
+
+        async def run() -> Any:
+            await self._one.acquire()
+            self._busy = True
+            try:
+                return await operation()
+            finally:
+                self._busy = False
+                self._one.release()
+
+        return Deferred.fromCoroutine(run())
+
+    # -- start
+
+    async def _launch(self, how: str, config: Path | None, *more: str, after: MachineState | None = None) -> QMP:
+        """Start QEMU and wait until it answers. `after` is the state that an end is to lead to."""
+        self._asked_to_end, self._guest_ended = after, ""
+        self._change(MachineState.STARTING, how)
+        self._listen()
+        forwards = self._ports.forwards(GATEWAY)
+        argv = command_line(self.spec, self.accelerator, self._disk.path, self._place, forwards, config)
+        ready: Deferred[None] = Deferred()
+        self._ready = ready
+        process = self._process = QemuProcess(self._reactor, self._place, self._ended)
+        try:
+            await process.start([*argv, *more], self.spec.directory, self._grace)
+            if self._ledger is not None and process.pid is not None and process.leash_pid is not None:
+                self._ledger.has_process(process.pid, process.leash_pid)
+            await ready.addTimeout(START_DEADLINE, self._reactor)
+        except defer.TimeoutError:
+            await self.power_off()
+            words = f"the VM {self.spec.name} did not start: QEMU says nothing for {START_DEADLINE:.0f} s"
+            self._change(MachineState.CRASHED, words)
+            raise HypervisorError(words) from None
+        except HypervisorError as error:
+            if process.pid is None and self.state in _ALIVE:
+                self._process = None
+                self._change(MachineState.CRASHED, str(error))
+            raise
+        assert self._qmp is not None
+        return self._qmp
+
+    def _listen(self) -> None:
+        """Everything that QEMU connects to."""
+        if self._monitor is not None:
+            return
+        self._ports.open()
+        self._host_line.open()
+        path = self._place / "qmp.sock"
+        path.unlink(missing_ok=True)
+        factory = _MonitorFactory(self)
+        self._monitor = self._reactor.listenUNIX(str(path), factory, mode=stat.S_IRUSR | stat.S_IWUSR)
+
+    def monitor_connected(self, qmp: QMP) -> None:
+        def ready(_: object) -> None:
+            self._qmp = qmp
+            waiting, self._ready = self._ready, None
+            if waiting is not None:
+                waiting.callback(None)
+
+        qmp.ready.addCallbacks(ready, lambda _: None)
+
+    # -- what QEMU says
+
+    def monitor_event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "SHUTDOWN":
+            self._cpu_time.look(self.pid)  # while its process can still be asked
+            self._guest_ended = str(data.get("reason", "")) if data.get("guest") else ""
+        elif name == "STOP" and self._busy:
+            self._stopped_at = self._reactor.seconds()
+        elif name == "MIGRATION":
+            self._memory.now(str(data.get("status")))
+        elif self._busy:
+            pass
+        elif name == "STOP" and self.state is MachineState.RUNNING:
+            self._change(MachineState.PAUSED)
+        elif name == "RESUME" and self.state is MachineState.PAUSED:
+            self._change(MachineState.RUNNING)
+
+    def _ended(self, how: HowItEnded) -> None:
+        self._process = self._qmp = None
+        used = how.cpu_seconds if how.cpu_seconds is not None else self._cpu_time.seconds
+        self._cpu_time = CpuTime()
+        self._used(used)
+        state, words = self._how_it_ended(how)
+        failure = HypervisorError(f"the VM {self.spec.name} ended" + (f": {words}" if words else ""))
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.errback(HypervisorError(f"the VM {self.spec.name} did not start: {words or 'it was ended'}"))
+        self._memory.end(failure)
+        self._change(state, words)
+        gone, self._gone = self._gone, []
+        for waiter in gone:
+            waiter.callback(None)
+
+    def _used(self, cpu_seconds: float) -> None:
+        """A process has ended that used these."""
+
+    def _how_it_ended(self, how: HowItEnded) -> tuple[MachineState, str]:
+        if self._asked_to_end is not None:
+            return self._asked_to_end, ""
+        if self._guest_ended == "guest-shutdown":
+            return MachineState.STOPPED, "the guest powered itself off"
+        if self._guest_ended:
+            return MachineState.CRASHED, "the guest's kernel failed or restarted"
+        return MachineState.CRASHED, str(how)
+
+    # -- steering
+
+    def _steered(self) -> QMP:
+        if self._qmp is None or self.pid is None:
+            raise HypervisorError(f"the VM {self.spec.name} does not run")
+        return self._qmp
+
+    def pause(self) -> Deferred[None]:
+        return self._alone(self._pause)
+
+    async def _pause(self) -> None:
+        if self.state is not MachineState.PAUSED:
+            await self._steered().execute("stop")
+            self._change(MachineState.PAUSED)
+
+    def resume(self) -> Deferred[None]:
+        return self._alone(self._resume)
+
+    async def _resume(self) -> None:
+        if self.state is not MachineState.RUNNING:
+            await self._steered().execute("cont")
+            self._host_line.say(restored=False)
+            self._change(MachineState.RUNNING)
+
+    def power_off(self) -> Deferred[None]:
+        if self._asked_to_end is None or self.state in _ALIVE:
+            self._asked_to_end = MachineState.STOPPED
+        return self._end()
+
+    def _end(self) -> Deferred[None]:
+        """End QEMU: at once when it answers, else by signals."""
+        if self.pid is None:
+            return succeed(None)
+        self._cpu_time.look(self.pid)
+        waiter: Deferred[None] = Deferred()
+        self._gone.append(waiter)
+        if self._qmp is not None:
+            self._qmp.execute("quit").addErrback(lambda _: None)
+        else:
+            self._signal(signal.SIGTERM)
+        later = [
+            self._reactor.callLater(QUIT_DEADLINE, self._signal, signal.SIGTERM),
+            self._reactor.callLater(2 * QUIT_DEADLINE, self._signal, signal.SIGKILL),
+        ]
+
+        def cancel(_: None) -> None:
+            for call in later:
+                if call.active():
+                    call.cancel()
+
+        return waiter.addCallback(cancel)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.signal(number)
+
+    def destroy(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._destroy())
+
+    async def _destroy(self) -> None:
+        await self.power_off()
+        await self._close()
+        shutil.rmtree(self.spec.directory, ignore_errors=True)
+        if self._ledger is not None:
+            self._ledger.close()
+        self._change(MachineState.DESTROYED)
+
+    async def _close(self) -> None:
+        """Listen no more."""
+        await self._ports.close()
+        await self._host_line.close()
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            await (monitor.stopListening() or succeed(None))
+
+    def leave(self) -> Deferred[None]:
+        return self._alone(self._leave)
+
+    async def _leave(self) -> None:
+        self._left = True
+        await self._close()
+        if self._qmp is not None and self._qmp.transport is not None:
+            self._qmp.transport.loseConnection()
+        if self._process is not None:
+            self._process.let_go()
+            self._process = None
+        elif self._ledger is not None:
+            self._ledger.close()  # nothing but its directory is left on this host
+
+    # -- looking
+
+    def cpu_seconds(self) -> float:
+        """Of the process that runs now, or ran last."""
+        return self._cpu_time.look(self.pid)
+
+    def console_tail(self, lines: int = 20) -> str:
+        try:
+            with (self.spec.directory / CONSOLE).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - CONSOLE_BYTES))
+                data = file.read()
+        except OSError:
+            return ""
+        text = _ESCAPES.sub("", data.decode("utf-8", "replace"))
+        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+class _MonitorFactory(Factory):
+    noisy = False
+
+    def __init__(self, machine: QemuVm) -> None:
+        self._machine = machine
+
+    def buildProtocol(self, addr: object) -> QMP:
+        qmp = QMP(self._machine._reactor, self._machine.monitor_event)
+        self._machine.monitor_connected(qmp)
+        return qmp
