@@ -87,6 +87,33 @@ class _Pending:
     on_end: End | None
 
 
+class Answer:
+    """What a request of `ControlClient.begin` leads to."""
+
+    def __init__(self, client: ControlClient, call: str) -> None:
+        self._client = client
+        self._call = call
+        self._began = time.monotonic()
+        self._end: tuple[dict[str, Any] | None, ControlError | None] | None = None
+        self.number = 0
+
+    def ended(self, result: dict[str, Any] | None, error: ControlError | None) -> None:
+        """It is here."""
+        self._end = (result, error)
+
+    def wait(self, until: float) -> dict[str, Any]:
+        """The result, waited for until this time of the monotonic clock. Raises ControlError."""
+        while self._end is None:
+            if not self._client.wait_until(until):
+                self._client.forget(self.number)
+                seconds = round(until - self._began, 2)
+                raise ControlError("deadline", f"the host agent did not answer {self._call!r} in {seconds:g} s")
+        result, error = self._end
+        if error is not None:
+            raise error
+        return result or {}
+
+
 class ControlClient:
     """One connection. Not for several threads."""
 
@@ -175,19 +202,29 @@ class ControlClient:
         deadline_s: float = 60.0,
     ) -> dict[str, Any]:
         """Send a request and wait for its result, while other requests go on. Raises ControlError."""
-        answer: list[tuple[dict[str, Any] | None, ControlError | None]] = []
         until = time.monotonic() + deadline_s
-        number = self.start(call, args, on_update, lambda result, error: answer.append((result, error)))
-        while not answer:
-            left = until - time.monotonic()
-            if left <= 0 or not self._wait(left):
-                self._pending.pop(number, None)
-                raise ControlError("deadline", f"the host agent did not answer {call!r} in {deadline_s:g} s")
-            self.receive()
-        result, error = answer[0]
-        if error is not None:
-            raise error
-        return result or {}
+        return self.begin(call, args, on_update).wait(until)
+
+    def begin(self, call: str, args: Mapping[str, Any] | None = None, on_update: Update | None = None) -> Answer:
+        """Send a request, whose answer can be waited for: several may be under way. Never raises."""
+        answer = Answer(self, call)
+        try:
+            answer.number = self.start(call, args, on_update, answer.ended)
+        except ControlError as error:
+            answer.ended(None, error)
+        return answer
+
+    def wait_until(self, until: float) -> bool:
+        """Receive what comes next, and wait for it until this time of the monotonic clock. Whether it came."""
+        left = until - time.monotonic()
+        if left <= 0 or not self._wait(left):
+            return False
+        self.receive()
+        return True
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for the answer to a request any more."""
+        self._pending.pop(number, None)
 
     def close(self) -> None:
         """End the connection; what runs goes on. Pending requests are forgotten."""

@@ -45,6 +45,15 @@ class VMFailed(VMwrapperError):
     """A VM did not start, or ended by itself."""
 
 
+class VMExists(ConfigError):
+    """There is a VM of that name already."""
+
+    code = "vm_exists"  # as in `docs/control.md`
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a VM named {name} already")
+
+
 @attrs.define(eq=False)
 class VirtualMachine:
     """A VM with its guest."""
@@ -61,6 +70,9 @@ class VirtualMachine:
     ending: bool = False
     adopting: bool = False  # what happened to it before is not news, and it may go back to a snapshot
     end: Once | None = attrs.field(default=None, repr=False)
+    starting: list[Deferred[None]] | None = attrs.field(
+        factory=list, repr=False
+    )  # who waits until it is ready; or None
     watchers: list[StateUpdate] = attrs.field(factory=list, repr=False)
 
     def describe(self, commands: int) -> dict[str, Any]:
@@ -132,18 +144,25 @@ class VirtualMachines:
         deadline: float = 0.0,
         watch: StateUpdate,
     ) -> VirtualMachine:
-        """Make a VM from an image and wait for its agent.
+        """Make a VM from an image and wait for its agent; whoever asks again meanwhile waits for the same VM.
 
         When that fails, nothing of the VM is left and the error says why.
         """
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot name a VM: 1 to 64 letters, digits, spaces, '.', '_', '-'")
-        if name in self._vms:
-            raise ConfigError(f"there is a VM named {name} already")
+        there = self._vms.get(name)
+        if there is not None and there.starting is not None and there.image == image:
+            there.watchers.append(watch)
+            waiter: Deferred[None] = Deferred()
+            there.starting.append(waiter)
+            await waiter
+            return there
+        if there is not None:
+            raise VMExists(name)
         credentials = await self._broker.take_login()
         if name in self._vms:
             self._broker.return_login(credentials.login)
-            raise ConfigError(f"there is a VM named {name} already")
+            raise VMExists(name)
         guest = self._guests.expect(Identity.new(credentials), name)
         directory = parent / f"vm-{name.replace(' ', '_')}-{guest.id[2:10]}"
         vm = VirtualMachine(
@@ -166,8 +185,16 @@ class VirtualMachines:
             arrival.addTimeout(deadline or START_DEADLINE, self._clock)
             await arrival
         except Exception as error:
-            await self._give_up(vm, error, deadline or START_DEADLINE)
-        watch("ready", f"agent {guest.agent_version} answers")
+            failed = await self._give_up(vm, error, deadline or START_DEADLINE)
+            waiting, vm.starting = vm.starting or [], None
+            for waiter in waiting:
+                waiter.errback(failed)
+            raise failed from None
+        waiting, vm.starting = vm.starting or [], None
+        for watcher in vm.watchers:
+            watcher("ready", f"agent {guest.agent_version} answers")
+        for waiter in waiting:
+            waiter.callback(None)
         return vm
 
     def keep(self, guest: Guest) -> None:
@@ -211,7 +238,7 @@ class VirtualMachines:
                 vm = VirtualMachine(
                     record.name, image, guest, self._hypervisor.name, record.memory_mb, record.cpus, directory
                 )
-                vm.adopting = True
+                vm.adopting, vm.starting = True, None
                 self._vms[vm.name] = vm
                 vm.machine = await self._hypervisor.adopt(self._spec(vm))
                 found = vm.machine is not None and await self._has_more_to_do(vm)
@@ -281,7 +308,8 @@ class VirtualMachines:
             on_state=changed,
         )
 
-    async def _give_up(self, vm: VirtualMachine, error: Exception, deadline: float) -> None:
+    async def _give_up(self, vm: VirtualMachine, error: Exception, deadline: float) -> VMFailed:
+        """Remove what there is of it; returns why."""
         console = vm.machine.console_tail(CONSOLE_LINES) if vm.machine is not None else ""
         await self.stop(vm, "it did not start")
         if isinstance(error, defer.TimeoutError):
@@ -294,7 +322,7 @@ class VirtualMachines:
             self._log.failure("the VM {name} failed", name=vm.name)
             sentence = f"The VM {vm.name} failed: {error!r}"
         hint = f"the console's last lines:\n{_indent(console)}" if console else "vmctl doctor looks for the cause"
-        raise VMFailed(sentence, hint) from None
+        return VMFailed(sentence, hint)
 
     def _state_changed(self, vm: VirtualMachine, state: MachineState, reason: str) -> None:
         self._log.info("{name}: {state} {reason}", name=vm.name, state=state.value, reason=reason)

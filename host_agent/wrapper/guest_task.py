@@ -30,13 +30,11 @@ from .job import Task
 from .log import Log, tail
 from .resolve import Macros, command_words, environment, in_guest, resolve_path
 from .state import CommandRecord, StateFile
-from .tasks import ENDED_EARLY, TIME_LIMIT, TaskEnd, TaskError, TaskState
+from .tasks import ENDED_EARLY, TIME_LIMIT, Left, TaskEnd, TaskError, TaskState
 
 FRACTION_FILE = "fraction_done"  # in the guest's home, when the job names no other
 START_DEADLINE_S = 600.0  # a cold boot without hardware virtualisation is slow
 LOOK_AGAIN_S = 1.0  # at a VM whose agent has not come back yet
-
-SAVE_DEADLINE_S = 35.0  # of the minute that the client gives us
 
 Step = Callable[[ControlClient], None]
 _IN_VM = (TaskState.COPYING_IN, TaskState.RUNNING, TaskState.COPYING_OUT)
@@ -121,20 +119,24 @@ class GuestTask:
         elif self.state is not TaskState.COPYING_OUT:
             self.expire(ENDED_EARLY)
 
-    def leave(self) -> bool:
+    def leave(self) -> Left:
         """Save the VM with the program in it. The next wrapper finds both by what the state file says."""
         before, client = self.state, self._client
         if client is None or not self.agent.state_directory or before not in _IN_VM:
-            return False
+            return lambda _until: None
         self.state = TaskState.DONE  # whatever the agent still tells of the task, the next wrapper will ask for
-        try:
-            client.call("save_vm", self._vm(), deadline_s=SAVE_DEADLINE_S)
-        except VMwrapperError as error:
-            self.log.say(f"{self.task.title}: its virtual machine could not be saved: {error}")
-            self.state = before
-            return False
-        self.log.say(f"{self.task.title}: its virtual machine is saved, and goes on at the next start")
-        return True
+        saved = client.begin("save_vm", self._vm())
+
+        def wait(until: float) -> None:
+            try:
+                saved.wait(until)
+            except VMwrapperError as error:
+                self.log.say(f"{self.task.title}: its virtual machine could not be saved: {error}")
+                self.state = before
+            else:
+                self.log.say(f"{self.task.title}: its virtual machine is saved, and goes on at the next start")
+
+        return wait
 
     def kill(self) -> None:
         if self.state is TaskState.RUNNING:
@@ -168,10 +170,17 @@ class GuestTask:
 
     def _vms_listed(self, result: Mapping[str, Any]) -> None:
         for vm in result.get("vms") or ():
-            if vm.get("vm") == self.task.virtualmachine and vm.get("state") in ("running", "paused", "saved"):
+            if vm.get("vm") != self.task.virtualmachine:
+                continue
+            if vm.get("state") in ("running", "paused", "saved"):
                 self._found(vm)
                 return
+            if vm.get("state") in ("crashed", "stopped"):
+                self._steps.append(self._remove_vm)
         self._steps.append(self._start_vm)
+
+    def _remove_vm(self, client: ControlClient) -> None:
+        self._ask(client, "stop_vm", self._vm())
 
     def _found(self, vm: Mapping[str, Any]) -> None:
         if vm.get("state") != "running":
@@ -179,7 +188,7 @@ class GuestTask:
         elif vm.get("agent") == "present":
             self._vm_ready(vm)
         elif vm.get("agent") == "gone":
-            self._steps.append(self._start_vm)
+            self._steps += [self._remove_vm, self._start_vm]
         elif time.monotonic() < self._patience_until:  # the host agent was restarted, and the guest is not back yet
             self._not_before = time.monotonic() + LOOK_AGAIN_S
             self._steps.append(self._look_for_vm)
@@ -219,8 +228,8 @@ class GuestTask:
         starts = dict(record.output_starts) if record is not None else self._output.sizes()
         self._output.reset(starts)
         command = f"c-{secrets.token_hex(8)}"
-        self.saved.change(
-            command=CommandRecord(
+        self.saved.keep_command(
+            CommandRecord(
                 self.task.number,
                 self.task.virtualmachine,
                 instance,
@@ -242,7 +251,7 @@ class GuestTask:
         record = self._record()
         assert record is not None
         # Before the host agent hears of the id, so that no crash leaves a command that we would start a second time.
-        self.saved.change(command=attrs.evolve(record, asked=True))
+        self.saved.keep_command(attrs.evolve(record, asked=True))
         program = f"./{basename(task.application)}" if task.copy_app_to_vm else task.application
         args = {
             **self._vm(),
@@ -302,14 +311,13 @@ class GuestTask:
 
     def _record(self) -> CommandRecord | None:
         """What the state file says of this task, if anything."""
-        record = self.saved.state.command
-        return record if record is not None and record.task == self.task.number else None
+        return self.saved.command_of(self.task.number)
 
     def _forget_command(self) -> None:
         """Its id stands for a run that nobody knows the end of; the next attempt needs another."""
         record = self._record()
         if record is not None:
-            self.saved.change(command=attrs.evolve(record, asked=False, command=""))
+            self.saved.keep_command(attrs.evolve(record, asked=False, command=""))
 
     # How steps are taken
 
@@ -358,6 +366,9 @@ class GuestTask:
     def _refused(self, call: str, what: str, error: ControlError) -> None:
         if error.code == "closed":
             return  # the next look at the agent says whether it comes back
+        if error.code == "vm_exists":  # another task of the group was quicker
+            self._steps = [self._look_for_vm]
+            return
         if error.code == "no_vm" and self.state is not TaskState.STARTING_VM:
             self._forget_command()
         doing = f"{_DOING[call]}{f' ({what})' if what else ''}"
@@ -405,6 +416,7 @@ class GuestTask:
 _DOING = {
     "vms": "the host agent's virtual machines could not be listed",
     "start_vm": "the virtual machine could not be started",
+    "stop_vm": "the virtual machine of before could not be removed",
     "resume_vm": "the virtual machine could not be resumed",
     "put": "a file could not be copied into the virtual machine",
     "run": "the program could not be run in the virtual machine",

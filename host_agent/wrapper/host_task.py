@@ -15,7 +15,7 @@ from .failures import passing_errno
 from .job import Task, TaskKind
 from .log import STDERR_FILE, tail
 from .resolve import Macros, application_path, command_words, environment, resolve_path
-from .tasks import ENDED_EARLY, TIME_LIMIT, TaskEnd, TaskError, TaskState, read_fraction
+from .tasks import ENDED_EARLY, TIME_LIMIT, Left, TaskEnd, TaskError, TaskState, read_fraction
 
 CPU_INTERVAL_S = 10.0  # looking through all processes is not free
 
@@ -172,8 +172,8 @@ class HostTask:
         self._on_purpose = ENDED_EARLY
         self.terminate()
 
-    def leave(self) -> bool:
-        return False
+    def leave(self) -> Left:
+        return lambda _until: None  # it cannot be kept
 
     def kill(self) -> None:
         if self._process:

@@ -7,6 +7,8 @@ while a file is read.
 from __future__ import annotations
 
 import enum
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -48,6 +50,7 @@ class Task:
     number: int  # among its kind, from 1
     application: str
     virtualmachine: str = ""  # empty: the task runs on the host
+    parallel_group: str = ""  # neighbours with the same one run at once; empty: alone
     image: str = ""
     memory_mb: int = 0  # 0: the image's own
     cpus: int = 0  # 0: the host agent's default
@@ -110,6 +113,12 @@ class Job:
     def uses_vm(self) -> bool:
         """Whether any task runs in a virtual machine."""
         return any(task.in_vm for task in self.tasks)
+
+    def steps(self, done: int = 0) -> Iterator[tuple[Task, ...]]:
+        """What is left after the first `done` tasks: one task after another, those of a parallel group together."""
+        rest = self.tasks[done:]
+        for _, tasks in itertools.groupby(rest, key=lambda task: task.parallel_group or task.number):
+            yield tuple(tasks)
 
     @property
     def total_weight(self) -> float:

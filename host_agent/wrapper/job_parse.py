@@ -129,6 +129,8 @@ class _Parser:
             if name in TASK_KINDS:
                 kind = TaskKind(name)
                 task = self.task(child, kind, len(tasks[kind]) + 1, len(daemons) + 1)
+                if kind is TaskKind.TASK and not task.daemon:
+                    self.check_group(task, child, tasks[kind])
                 (daemons if task.daemon else tasks[kind]).append(task)
                 continue
             self.once(child, seen)
@@ -189,11 +191,35 @@ class _Parser:
                     self.warn(element, f"<{name}> has no effect without a <virtualmachine>")
         if kind is not TaskKind.TASK and values.pop("daemon", False):
             self.warn(lines["daemon"], f"<daemon> has no effect in a <{kind.value}>")
+        if "parallel_group" in values and (kind is not TaskKind.TASK or values.get("daemon")):
+            what = f"<{kind.value}>" if kind is not TaskKind.TASK else "<daemon>, which runs beside all tasks anyway"
+            self.warn(lines["parallel_group"], f"<parallel_group> has no effect in a {what}")
+            del values["parallel_group"]
         command = values.get("command_line", "")
         if unclosed_quote(command):
             self.warn(lines["command_line"], "<command_line> has a quote that is not closed")
         if re.search(r"boinc_resolve\([^)]*$", command):
             raise self.error(lines["command_line"], "<command_line> has a boinc_resolve( without its )")
+
+    def check_group(self, task: Task, element: etree._Element, before: list[Task]) -> None:
+        """A group is one step of the job, so nothing stands between its tasks; and none writes another's files."""
+        name = f"the parallel group {quoted(task.parallel_group)}"
+        group = [other for other in before if task.parallel_group and other.parallel_group == task.parallel_group]
+        if group and group[-1] is not before[-1]:
+            raise self.error(
+                element,
+                f"{name} began on line {group[0].line} and had ended before task {before[-1].number}",
+                "put the tasks of a group one after another, or give this one another group",
+                "parallel_group",
+            )
+        for other in group:
+            both = writes(task).keys() & writes(other).keys()
+            for field, file in sorted(writes(task)[key] for key in both):
+                raise self.error(
+                    element,
+                    f"<{field}> {quoted(file)} is also that of task {other.number}, which runs at the same time",
+                    tag=field,
+                )
 
     def zip_part(self, element: etree._Element) -> dict[str, list[str]]:
         known = ZIP_TAGS[str(element.tag)]
@@ -264,6 +290,21 @@ class _Parser:
         if self.strict:
             raise self.error(element, text, hint)
         self.warnings.append(f"{self.file}:{_line(element)}: {text}{'; ' if hint else ''}{hint}")
+
+
+def writes(task: Task) -> dict[tuple[str, str], tuple[str, str]]:
+    """The files that a task writes: VM ("" is the slot) and name, to the tag that says so and the name as it is."""
+    found = {}
+    there = task.virtualmachine
+    for tag, place, names in (
+        ("stdout_filename", "", (task.stdout_filename,)),
+        ("stderr_filename", "", (task.stderr_filename,)),
+        ("copy_file_from_VM", "", task.copy_files_from_vm if there else ()),
+        ("checkpoint_filename", there, (task.checkpoint_filename,)),
+        ("fraction_done_filename", there, (task.fraction_done_filename,)),
+    ):
+        found.update({(place, name): (tag, name) for name in names if name})
+    return found
 
 
 def prune(root: etree._Element) -> None:

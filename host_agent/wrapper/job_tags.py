@@ -38,6 +38,7 @@ TASK_TAGS = {
     tag.name: tag
     for tag in (
         Tag("virtualmachine", "virtualmachine", Type.TEXT, vm_only=True),
+        Tag("parallel_group", "parallel_group", Type.TEXT),
         Tag("image", "image", Type.TEXT, vm_only=True),
         Tag("memory_mb", "memory_mb", Type.COUNT, vm_only=True),
         Tag("cpus", "cpus", Type.COUNT, vm_only=True),

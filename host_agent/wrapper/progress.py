@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from .boinc.runtime import Runtime, Status, critical_section
 from .checkpoint import Checkpoint, write_checkpoint
-from .job import Job, Task
+from .job import Job
 from .log import Log
 from .state import StateFile
 from .trickles import Trickles, Work
@@ -32,6 +33,16 @@ class Clock:
         return self.seconds
 
 
+@attrs.frozen
+class Now:
+    """How things stand: what there is to tell beside the checkpoint."""
+
+    cpu_s: float  # of the whole job
+    weight: float = 0.0  # of what is done of the tasks that run
+    title: str = ""  # what runs
+    other_pid: int = 0  # a process that is not below ours and works for us
+
+
 @attrs.define(eq=False)
 class Progress:
     """How far the job is: CPU time and weight of what is done, and the checkpoint on the disk."""
@@ -52,23 +63,28 @@ class Progress:
         self.checkpoint = checkpoint
         self.clock.seconds = self.trickles.sent_at_s = checkpoint.run_time_s
 
-    def save(self, done: int, cpu_s: float) -> None:
-        """Write a checkpoint."""
+    def save(self, done: int, cpu_s: float, **state: Any) -> None:
+        """Write a checkpoint, and `state` into the state file."""
         with critical_section(self.runtime):
             self.checkpoint = Checkpoint(done, cpu_s, self.clock.tick())
             write_checkpoint(self.slot, self.checkpoint)
-            self.state.change(temporary_exits=0)
+            self.state.change(temporary_exits=0, **state)
             self.runtime.checkpoint_completed()
+
+    def done_of_group(self) -> tuple[int, ...]:
+        """Numbers of the tasks of the present step that are done; what a kill left of an earlier step's is not."""
+        return tuple(number for number in self.state.state.group_done if number > self.checkpoint.tasks_done)
 
     def work(self, cpu_s: float) -> Work:
         """What a message to the project says."""
         return Work(self.clock.tick(), cpu_s, self.fraction, self.checkpoint.tasks_done)
 
-    def report(self, task: Task | None, cpu_s: float, part: float, status: Status, other_pid: int = 0) -> None:
-        """Tell the client, and whoever watches: `part` of `task` is done, and all tasks before it."""
+    def report(self, now: Now, status: Status) -> None:
+        """Tell the client, and whoever watches."""
+        cpu_s, title = now.cpu_s, now.title
         done = sum(each.weight for each in self.job.tasks[: self.checkpoint.tasks_done])
-        self.fraction = (done + (task.weight * part if task else 0.0)) / self.job.total_weight
-        self.runtime.report(cpu_s, self.checkpoint.cpu_s, self.fraction, other_pid=other_pid)
+        self.fraction = (done + now.weight) / self.job.total_weight
+        self.runtime.report(cpu_s, self.checkpoint.cpu_s, self.fraction, other_pid=now.other_pid)
         run_time = self.clock.tick()
         self.trickles.tick(self.work(cpu_s))
         if self.job.enable_graphics_support:
@@ -77,5 +93,5 @@ class Progress:
             write_graphics_status(self.slot, status, cpu_s, run_time, self.fraction)
         if self.fraction - self._shown[0] >= 0.05 or run_time - self._shown[1] >= 30:
             self._shown = (self.fraction, run_time)
-            what = f", {task.title}" if task else ""
+            what = f", {title}" if title else ""
             self.log.progress(f"{self.fraction:6.1%} done, CPU {cpu_s:.1f} s, run time {run_time:.1f} s{what}")

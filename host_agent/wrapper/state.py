@@ -37,7 +37,8 @@ class CommandRecord:
 class State:
     """Everything in the file."""
 
-    command: CommandRecord | None = None
+    commands: tuple[CommandRecord, ...] = ()  # of the tasks that run at once; at most one of each
+    group_done: tuple[int, ...] = ()  # numbers of the tasks of the present group that need not run again
     temporary_exits: int = 0  # since there was progress
     trickle_s: float | None = None  # the period that the project asked for; None: the option's
     trickles: int = 0  # sent so far
@@ -50,6 +51,15 @@ class StateFile:
     def __init__(self, slot: Path) -> None:
         self._path = slot / STATE_FILE
         self.state = read_state(self._path) or State()
+
+    def command_of(self, task: int) -> CommandRecord | None:
+        """What is written down of a task's program, if anything."""
+        return next((record for record in self.state.commands if record.task == task), None)
+
+    def keep_command(self, record: CommandRecord) -> None:
+        """Write it down in the place of what was known of that task."""
+        others = (other for other in self.state.commands if other.task != record.task)
+        self.change(commands=(*others, record))
 
     def change(self, **values: Any) -> None:
         """Change some of it; when this returns, it is on the disk."""
@@ -74,8 +84,12 @@ def read_state(path: Path) -> State | None:
         if rest or digest.decode("ascii") != f"{zlib.crc32(line):08x}":
             return None
         values = json.loads(line)
-        if values["command"] is not None:
-            values["command"] = CommandRecord(**values["command"])
+        records = values.pop("commands", ())
+        if "command" in values:  # version 0.1 ran one task at a time
+            one = values.pop("command")
+            records = [one] if one is not None else []
+        values["commands"] = tuple(CommandRecord(**record) for record in records)
+        values["group_done"] = tuple(values.get("group_done", ()))
         return State(**values)
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -65,6 +66,10 @@ class TaskEnd:
         return f"ended with exit status {self.exit_code}"
 
 
+Left = Callable[[float], None]
+"""Waits until a task is kept, or this time of the monotonic clock: the client gives us a minute."""
+
+
 class RunningTask(Protocol):
     """What the loop does with a task; the methods of the first VMwrapper's TASK class."""
 
@@ -93,10 +98,10 @@ class RunningTask(Protocol):
     def kill(self) -> None:
         """End it at once and for good."""
 
-    def leave(self) -> bool:
-        """We have to go: keep the task as it stands for the next start. False: it cannot be kept.
+    def leave(self) -> Left:
+        """We have to go: begin to keep the task as it stands for the next start; what is returned waits for that.
 
-        Has a deadline, because the client gives us a minute; never raises.
+        Never raises. When it cannot be kept, the task is not DONE afterwards.
         """
 
     def cpu_seconds(self, now: bool = False) -> float:

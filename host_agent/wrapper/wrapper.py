@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -22,9 +22,10 @@ from .job import Job, JobError, Task
 from .leftovers import Leftovers
 from .log import Log
 from .loop import QuitError, TaskLoop
-from .progress import Progress
+from .progress import Now, Progress
 from .services import Services
 from .state import StateFile
+from .step import Step
 from .tasks import RunningTask, TaskError
 from .zips import note_initial_files, unzip_inputs, zip_outputs
 
@@ -59,10 +60,10 @@ class Wrapper:
             self._begin()
             self._unzip()
             self.services.start()
-            for index in range(self.progress.checkpoint.tasks_done, len(self.job.tasks)):
+            for tasks in self.job.steps(self.progress.checkpoint.tasks_done):
                 if self.state.state.end_early:
                     break
-                self._run_task(index)
+                self._run_step(tasks)
             self.services.stop()
             self._zip()
         except QuitError as quit_:
@@ -95,12 +96,14 @@ class Wrapper:
             self.log.say(f"going on after {done} of {len(self.job.tasks)} tasks, CPU {checkpoint.cpu_s:.1f} s")
         elif any((self.slot / name).exists() for name in self.job.unzip_input):
             return  # what the first task needs may be in there
-        first = (*(self.job.unzip_tasks if not checkpoint else ()), *self.job.tasks[done:])
-        if first:
+        first = self.job.unzip_tasks[:1] if not checkpoint else ()
+        for task in first or next(self.job.steps(done), ()):
+            if not first and task.number in self.progress.done_of_group():
+                continue
             try:
-                self.make_task(first[0]).check()
+                self.make_task(task).check()
             except TaskError as error:
-                raise self.job.error(first[0], str(error), error.hint) from None
+                raise self.job.error(task, str(error), error.hint) from None
 
     def _unzip(self) -> None:
         """Bring the inputs into the slot: once, because the first checkpoint says that it is done."""
@@ -109,29 +112,37 @@ class Wrapper:
         for name in unzip_inputs(self.slot, self.job.unzip_input, self.loop.follow_client):
             self.log.say(f"unpacked {name}")
         for task in self.job.unzip_tasks:
-            self._run_one(task, counted=False)
+            cpu_s = self._run([task], counted=False)
+            self.progress.checkpoint = attrs.evolve(self.progress.checkpoint, cpu_s=cpu_s)
         if self.job.zip_output:
             note_initial_files(self.slot)
         self.progress.save(0, self.progress.checkpoint.cpu_s)
 
-    def _run_task(self, index: int) -> None:
-        task = self.job.tasks[index]
-        self._run_one(task, counted=True)
-        self.progress.save(index + 1, self.progress.checkpoint.cpu_s)
-        self.progress.report(None, self.progress.checkpoint.cpu_s, 0.0, self.loop.status)
-        later = self.job.tasks[index + 1 :]
-        if task.in_vm and all(task.virtualmachine != other.virtualmachine for other in later):
-            self._release(task.virtualmachine)
+    def _run_step(self, tasks: tuple[Task, ...]) -> None:
+        done = self.progress.done_of_group()
+        left = [task for task in tasks if task.number not in done]
+        if len(left) < len(tasks):
+            self.log.say(f"{len(tasks) - len(left)} of the {len(tasks)} tasks of this group are done already")
+        cpu_s = self._run(left, counted=True)
+        self.progress.save(self.progress.checkpoint.tasks_done + len(tasks), cpu_s, group_done=(), commands=())
+        self.progress.report(Now(cpu_s), self.loop.status)
+        later = {task.virtualmachine for task in self.job.tasks[self.progress.checkpoint.tasks_done :]}
+        for name in dict.fromkeys(task.virtualmachine for task in tasks if task.in_vm):
+            if name not in later:
+                self._release(name)
 
-    def _run_one(self, task: Task, counted: bool) -> None:
-        running = self.make_task(task)
-        end, cpu_s = self.loop.run(task, running, counted)
-        before = self.progress.checkpoint
-        self.progress.checkpoint = attrs.evolve(before, cpu_s=before.cpu_s + cpu_s)
-        if not end.ok:
-            lines = running.error_tail()
-            more = f"; the end of {task.stderr_filename}:\n{lines}" if lines else ""
-            raise ChildFailedError(f"{task.title} {end.sentence}{more}")
+    def _run(self, tasks: Sequence[Task], counted: bool) -> float:
+        """Run tasks at once; returns the job's CPU time. Raises ChildFailedError when a program failed."""
+        running = [(task, self.make_task(task)) for task in tasks]
+        step = Step(running, self.slot, self.log, self.progress, self.services, counted)
+        self.loop.run(step)
+        failed = step.failed
+        if failed is None or failed.end is None:
+            return step.cpu_seconds(now=True)
+        self.progress.checkpoint = attrs.evolve(self.progress.checkpoint, cpu_s=step.cpu_seconds(now=True))
+        lines = failed.running.error_tail()
+        more = f"; the end of {failed.task.stderr_filename}:\n{lines}" if lines else ""
+        raise ChildFailedError(f"{failed.task.title} {failed.end.sentence}{more}")
 
     def _release(self, name: str) -> None:
         """End a VM that no later task uses; the next task need not wait for that."""

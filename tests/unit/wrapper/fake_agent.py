@@ -3,8 +3,9 @@
     python fake_agent.py GUEST_DIRECTORY [ACTION=CALL ...] --state DIRECTORY
 
 `refuse=CALL` answers it with an error, `die=CALL` ends the process, `die-once=CALL` only the first time,
-`early=1` ends it before it is ready, `keep=1` lets the VM and its commands outlive it, as a real agent with a state
-directory does. Every call is appended to GUEST_DIRECTORY/../calls.
+`exists-once=start_vm` says that somebody else has started it, `early=1` ends it before it is ready, `keep=1` lets the
+VM and its commands outlive it, as a real agent with a state directory does. The directory is that of the VM CernVM;
+others are beside it. Every call is appended to GUEST_DIRECTORY/../calls.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ GUEST = Path(sys.argv[1])
 PLAN = dict(word.split("=", 1)[::-1] for word in sys.argv[2:] if "=" in word)
 KEEP = "keep=1" in sys.argv[2:]
 STATE = GUEST.parent / "agent-state"  # of every command: ID.pid, and ID.status once it ended
+
+
+class ExistsError(Exception):
+    """A VM of that name is there."""
 
 
 class Connection:
@@ -69,26 +74,33 @@ class Connection:
             elif call == "run":
                 threading.Thread(target=self.run, args=(number, args), daemon=True).start()
             else:
-                self.send(id=number, done=getattr(self, f"do_{call}", self.nothing)(**args))
+                try:
+                    self.send(id=number, done=getattr(self, f"do_{call}", self.nothing)(**args))
+                except ExistsError:
+                    self.send(id=number, error={"code": "vm_exists", "message": "it is there", "hint": ""})
 
     def nothing(self, **_args: Any) -> dict[str, Any]:
         return {}
 
     def do_vms(self) -> dict[str, Any]:
-        return {"vms": [describe()] if (STATE / "vm").exists() else []}
+        return {"vms": [describe(file.name.removeprefix("vm-")) for file in STATE.glob("vm-*")]}
 
-    def do_start_vm(self, **_args: Any) -> dict[str, Any]:
+    def do_start_vm(self, vm: str, **_args: Any) -> dict[str, Any]:
         while (GUEST.parent / "slow-start").exists():
             time.sleep(0.02)
-        GUEST.mkdir(exist_ok=True)
-        (STATE / "vm").write_text(f"i-{os.getpid()}")
-        return describe()
+        if PLAN.get("start_vm") == "exists-once" and not (STATE / f"vm-{vm}").exists():
+            home(vm).mkdir(exist_ok=True)
+            (STATE / f"vm-{vm}").write_text(f"i-{os.getpid()}")
+            raise ExistsError
+        home(vm).mkdir(exist_ok=True)
+        (STATE / f"vm-{vm}").write_text(f"i-{os.getpid()}")
+        return describe(vm)
 
     def do_put(self, vm: str, source: str, destination: str) -> dict[str, Any]:
-        return {"copied": str(shutil.copy(source, GUEST / destination))}
+        return {"copied": str(shutil.copy(source, home(vm) / destination))}
 
     def do_get(self, vm: str, source: str, destination: str) -> dict[str, Any]:
-        return {"copied": str(shutil.copy(GUEST / source, destination))}
+        return {"copied": str(shutil.copy(home(vm) / source, destination))}
 
     def do_signal(self, command: str, signal: str) -> dict[str, Any]:
         signal_command(command, SIGNALS[signal])
@@ -110,7 +122,7 @@ class Connection:
         while not status.exists() and runs(pid):
             time.sleep(0.02)
         with contextlib.suppress(OSError):
-            fraction = float((GUEST / args["fraction_file"]).read_text())
+            fraction = float((home(args["vm"]) / args["fraction_file"]).read_text())
             self.send(id=number, update="fraction", data={"fraction": fraction})
         self.send(id=number, update="usage", data={"cpu_s": 0.25, "rss_bytes": 1})
         if status.exists():
@@ -122,12 +134,12 @@ class Connection:
 
 def begin(command: str, args: dict[str, Any]) -> None:
     if "/" in args["argv"][0]:
-        (GUEST / args["argv"][0]).stat()
-    stdin = GUEST / args["stdin"] if args["stdin"] else Path(os.devnull)
+        (home(args["vm"]) / args["argv"][0]).stat()
+    stdin = home(args["vm"]) / args["stdin"] if args["stdin"] else Path(os.devnull)
     with stdin.open("rb") as in_, Path(args["stdout"]).open("ab") as out, Path(args["stderr"]).open("ab") as err:
         process = subprocess.Popen(
             ["sh", "-c", '"$@"; echo $? > "$0.new"; mv "$0.new" "$0"', f"{STATE}/{command}.status", *args["argv"]],
-            cwd=GUEST / args["cwd"],
+            cwd=home(args["vm"]) / args["cwd"],
             env={**os.environ, **args["env"]},
             stdin=in_,
             stdout=out,
@@ -154,12 +166,17 @@ def end_all() -> None:
     for file in STATE.glob("*.pid"):
         signal_command(file.stem, signal.SIGKILL)
     shutil.rmtree(STATE, ignore_errors=True)
-    shutil.rmtree(GUEST, ignore_errors=True)
+    for guest in GUEST.parent.glob(f"{GUEST.name}*"):
+        shutil.rmtree(guest, ignore_errors=True)
 
 
-def describe() -> dict[str, Any]:
-    instance = (STATE / "vm").read_text()
-    return {"vm": "CernVM", "instance": instance, "state": "running", "agent": "present", "pid": os.getpid()}
+def home(vm: str) -> Path:
+    return GUEST if vm == "CernVM" else GUEST.with_name(f"{GUEST.name}-{vm}")
+
+
+def describe(vm: str) -> dict[str, Any]:
+    instance = (STATE / f"vm-{vm}").read_text()
+    return {"vm": vm, "instance": instance, "state": "running", "agent": "present", "pid": os.getpid()}
 
 
 BEGINNING = threading.Lock()  # a program is started and written down, or neither

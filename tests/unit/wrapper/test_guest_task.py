@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from host_agent.wrapper import agent_process, loop
+from host_agent.wrapper import agent_process, step
 from host_agent.wrapper.boinc.runtime import Leave, Status
 from host_agent.wrapper.boinc.slot_files import FINISH_FILE
 from host_agent.wrapper.boinc.standalone import StandaloneRuntime
@@ -273,7 +273,7 @@ class Client(StandaloneRuntime):
 
 
 def with_client(wrapper: Wrapper, client: Client, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(loop, "TICK_S", 0.05)
+    monkeypatch.setattr(step, "TICK_S", 0.05)
     wrapper.runtime = wrapper.loop.runtime = wrapper.progress.runtime = client
     try:
         return int(wrapper.run())

@@ -26,7 +26,8 @@ RECORDS = st.builds(
 )
 STATES = st.builds(
     State,
-    command=st.none() | RECORDS,
+    commands=st.lists(RECORDS, max_size=3).map(tuple),
+    group_done=st.lists(st.integers(1, 99), max_size=3).map(tuple),
     temporary_exits=st.integers(0, 100),
     trickle_s=st.none() | SECONDS,
     trickles=st.integers(0, 10**6),

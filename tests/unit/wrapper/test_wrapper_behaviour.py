@@ -16,7 +16,7 @@ import attrs
 import psutil
 import pytest
 
-from host_agent.wrapper import loop, main
+from host_agent.wrapper import main, step
 from host_agent.wrapper.boinc.runtime import HostInfo, InitData, Leave, SporadicApp, SporadicClient, Status
 from host_agent.wrapper.boinc.standalone import StandaloneRuntime
 from host_agent.wrapper.main import build_wrapper
@@ -62,7 +62,7 @@ def slot(tmp_path: Path) -> Path:
 def client(slot: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
     client = Client(slot)
     monkeypatch.setattr(main, "connect", lambda *_args: client)
-    monkeypatch.setattr(loop, "TICK_S", 0.05)
+    monkeypatch.setattr(step, "TICK_S", 0.05)
     return client
 
 
