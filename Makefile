@@ -7,8 +7,10 @@ BUILD := build
 
 # What runs VMs and keeps their states, and what builds their images.
 PACKAGES := python3-venv qemu-system-x86 qemu-utils zstd mmdebstrap e2fsprogs lz4 cpio uidmap
-# What tests and benchmarks need besides: the BOINC client and its library, external brokers, their certificates.
-TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server
+# What tests and benchmarks need besides: the BOINC client and its library, external brokers, their certificates,
+# a browser, Prometheus.
+TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server \
+    chromium fonts-dejavu-core prometheus
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 

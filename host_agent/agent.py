@@ -17,10 +17,12 @@ from .broker.settings import BrokerSettings
 from .commands import Commands
 from .control import ControlServer, Endpoint
 from .copies import Copies
+from .events import EventLog, Happened
 from .files_service import FilesService
 from .guests import Guest, Guests
 from .hypervisors.base import Hypervisor
 from .ledger import sweep
+from .observe import Observation
 from .once import Once
 from .operations import Operations
 from .requests import Requests
@@ -53,9 +55,12 @@ def build_host_agent(
         return {BROKER_PORT: broker.service_for(guest.identity.login), FILES_PORT: files.factory_for(guest.id)}
 
     vms = VirtualMachines(reactor, broker, hypervisor, guests, requests, state, services_for)
-    operations = Operations(reactor, vms, guests, commands, copies, agent.shut_down)
+    events = EventLog(reactor)
+    observation = Observation(vms, commands, copies, events, broker.report)
+    operations = Operations(reactor, vms, guests, commands, copies, agent.shut_down, observation.calls)
     control = ControlServer(reactor, state.agent_id, operations)
-    agent.wire(guests, vms, requests, control)
+    agent.wire(guests, vms, requests, control, events)
+    agent.observation = observation
     return agent
 
 
@@ -71,14 +76,19 @@ class HostAgent:
         self._broker = broker
         self._stopped = stopped
         self._link: HostLink | None = None
+        self.observation: Observation  # for those who serve it besides the control interface
         # End every VM and remove what this agent made; then tell `stopped`.
         self.shut_down = Once(self._shut_down)
 
-    def wire(self, guests: Guests, vms: VirtualMachines, requests: Requests, control: ControlServer) -> None:
+    def wire(
+        self, guests: Guests, vms: VirtualMachines, requests: Requests, control: ControlServer, events: EventLog
+    ) -> None:
         self._guests, self._vms, self._requests, self._control = guests, vms, requests, control
+        self.events = events
 
     async def start(self) -> Endpoint:
         """Take up what an earlier agent left, open the broker, connect to it, listen for clients; says where."""
+        self.events.start()
         self._vms.expect_all()
         self._requests.load(self._guests.get)
         self._link = self._broker.link([messages.host_queue(self._broker.host), messages.PRESENCE], events=self)
@@ -93,11 +103,15 @@ class HostAgent:
             self._link.send(destination, body)
 
     def broker_connected(self) -> None:
+        self._log.info("{host} is connected to its broker", event=Happened.BROKER_CONNECTED, host=self._broker.host)
         self._broker.connected()
         self._guests.broker_connected()
 
     def broker_disconnected(self, reason: str) -> None:
         """The link to the broker tries again by itself; guests are heard again when it succeeds."""
+        self._log.warn(
+            "{host} has lost its broker: {reason}", event=Happened.BROKER_LOST, host=self._broker.host, reason=reason
+        )
 
     def broker_message(self, destination: str, body: bytes) -> None:
         if destination == messages.PRESENCE:
@@ -112,6 +126,7 @@ class HostAgent:
             ("connection to the broker", self._link.stop if self._link is not None else None),
             ("broker", self._broker.close),
             ("control interface", self._control.stop),
+            ("events", self.events.stop),
             ("state", lambda: self._state.close(remove=not self._state.vms)),
         ):
             try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from twisted.logger import Logger
 from common.errors import ConfigError, ProtocolError
 from common.messages import Confirm, Message, Output, Result, Run, Signal, Started, Usage
 
+from .events import Happened
 from .guests import Guest
 from .outbox import Outbox, Record
 from .reconcile import Action, HostView
@@ -55,6 +57,8 @@ class Command:
     streams: dict[str, OutputStream] = attrs.field(repr=False)
     state: State = State.ASKED
     pid: int = 0
+    started_at: float | None = None  # seconds since 1970, as this host agent saw it
+    ended_at: float | None = None
     usage: Usage | None = None
     result: Result | None = None
     gap: str = ""  # why its output is not whole
@@ -65,6 +69,18 @@ class Command:
     @property
     def ended(self) -> bool:
         return self.state is State.ENDED
+
+    @property
+    def asked_at(self) -> float | None:
+        """Seconds since 1970."""
+        at = self.record.request.get("at")
+        return float(at) if isinstance(at, (int, float)) else None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the log says with each event of this command."""
+        name = self.guest.name if self.guest is not None else self.record.guest
+        return {"vm": name, "instance": self.record.guest, "command": self.id}
 
     def wait(self) -> Deferred[Result]:
         """Fires with the result; never fails."""
@@ -152,6 +168,7 @@ class Commands:
             "stdout": stdout,
             "stderr": stderr,
             "starts": [_length_of(stdout), _length_of(stderr)],
+            "at": time.time(),
         }
         self._drop_oldest()
         try:
@@ -159,6 +176,13 @@ class Commands:
         except OSError as error:
             raise ConfigError(f"the outbox of this host agent cannot be written: {error.strerror}") from None
         command = self._rebuild(record, guest, fresh=True)
+        self._log.info(
+            "{vm} {command}: asked for {program}",
+            event=Happened.COMMAND_ASKED,
+            program=run.argv[0],
+            deadline_s=run.deadline_s,
+            **command.about,
+        )
         self._ask(command)
         return command
 
@@ -166,6 +190,9 @@ class Commands:
         """Send a signal to the command's processes; repeated after a restart of the guest's agent."""
         if not command.ended:
             command.signals.append(name)
+            self._log.info(
+                "{vm} {command}: signal {signal}", event=Happened.COMMAND_SIGNAL, signal=name, **command.about
+            )
             self._send_signal(command, name)
 
     def _send_signal(self, command: Command, name: str) -> None:
@@ -179,6 +206,7 @@ class Commands:
     def _ask(self, command: Command) -> None:
         def delivered() -> None:
             self._outbox.delivered(command.record)
+            self._log.info("{vm} {command}: delivered", event=Happened.COMMAND_DELIVERED, **command.about)
             if command.state is State.ASKED:
                 command.state = State.RUNNING
 
@@ -226,6 +254,14 @@ class Commands:
                 guest.link.send(Confirm(message.command))  # of a life that we no longer know
         elif isinstance(message, Started):
             command.pid = message.pid
+            command.started_at = command.started_at or time.time()
+            self._log.info(
+                "{vm} {command}: runs as process {pid}",
+                event=Happened.COMMAND_STARTED,
+                pid=message.pid,
+                latency_s=None if command.asked_at is None else max(0.0, command.started_at - command.asked_at),
+                **command.about,
+            )
             command.tell("started", {"command": command.id, "pid": message.pid})
         elif isinstance(message, Output):
             self._output(command, message)
@@ -264,17 +300,23 @@ class Commands:
         if result.outcome != "lost" and (command.gap or have != (result.stdout_bytes, result.stderr_bytes)):
             reason = command.gap or "its output did not survive a restart of the guest"
             result = attrs.evolve(result, outcome="lost", reason=f"it {result.outcome}, but {reason}")
-        command.state, command.result = State.ENDED, result
+        command.state, command.result, command.ended_at = State.ENDED, result, time.time()
         self._ended.append(command.id)
         command.signals.clear()
         for stream in command.streams.values():
             stream.close()
         self._log.info(
-            "{name} {id}: {outcome} {detail}",
-            name=command.guest.name if command.guest is not None else command.record.guest,
-            id=command.id,
+            "{vm} {command}: {outcome} {detail}",
+            event=Happened.COMMAND_ENDED,
             outcome=result.outcome,
+            exit_code=result.exit_code,
+            signal=result.signal,
+            reason=result.reason,
+            wall_s=result.wall_s,
+            cpu_s=result.user_s + result.system_s,
+            max_rss_bytes=result.max_rss_bytes,
             detail=result.reason or result.signal or ("" if result.exit_code is None else result.exit_code),
+            **command.about,
         )
         waiters, command.waiters = command.waiters, []
         for waiter in waiters:
@@ -350,7 +392,7 @@ class Commands:
                 known = self._rebuild(self._outbox.asked(entry["request"]), guest)
             self._outbox.reopened(known.record, delivered=entry["delivered"])
             known.state = State.RUNNING if entry["delivered"] else State.ASKED
-            known.result, known.gap = None, ""
+            known.result, known.gap, known.ended_at = None, "", None
             for stream, have in zip(known.streams.values(), entry["have"], strict=True):
                 stream.cut(have)
 

@@ -5,7 +5,8 @@ The bytes go over the host's file port (`files_service.py`); here is what was as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from common.errors import ConfigError, TransferError
 from common.messages import Confirm, Copied, CopyIn, CopyOut
 
 from .commands import KEEP_ENDED, Update
+from .events import Happened
 from .files_service import FilesService, OpenCopy, new_token
 from .guests import Guest
 from .outbox import Outbox, Record
@@ -32,6 +34,9 @@ class Copy:
     record: Record = attrs.field(repr=False)
     opened: OpenCopy | None = attrs.field(default=None, repr=False)
     result: Copied | None = None
+    done_bytes: int = 0
+    total_bytes: int = 0
+    ended_at: float | None = None  # seconds since 1970
     watchers: list[Update] = attrs.field(factory=list, repr=False)
     waiters: list[Deferred[Copied]] = attrs.field(factory=list, repr=False)
 
@@ -41,6 +46,19 @@ class Copy:
         request = self.record.request
         kind = CopyIn if request["inwards"] else CopyOut
         return kind(self.id, request["token"], request["guest_path"])
+
+    @property
+    def asked_at(self) -> float | None:
+        """Seconds since 1970."""
+        at = self.record.request.get("at")
+        return float(at) if isinstance(at, (int, float)) else None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the log says with each event of this copy."""
+        name = self.guest.name if self.guest is not None else self.record.guest
+        direction = "in" if self.record.request["inwards"] else "out"
+        return {"vm": name, "instance": self.record.guest, "copy": self.id, "direction": direction}
 
     def wait(self) -> Deferred[Copied]:
         """Fires with what was copied, or fails with TransferError."""
@@ -88,6 +106,7 @@ class Copies:
         request = copy.record.request
 
         def progress(done: int, total: int) -> None:
+            copy.done_bytes, copy.total_bytes = done, total
             for watcher in list(copy.watchers):
                 watcher("progress", {"bytes": done, "total": total})
 
@@ -104,6 +123,9 @@ class Copies:
         if copy.opened is not None:
             self._files.close_copy(copy.opened)
             copy.opened = None
+
+    def __iter__(self) -> Iterator[Copy]:
+        return iter(list(self._copies.values()))
 
     def get(self, copy_id: str) -> Copy | None:
         return self._copies.get(copy_id)
@@ -131,12 +153,16 @@ class Copies:
             "inwards": inwards,
             "host": str(host),
             "guest_path": guest_path,
+            "at": time.time(),
         }
         self._drop_oldest()
         try:
             copy = self._rebuild(self._outbox.asked(request), guest)
         except OSError as error:
             raise ConfigError(f"the outbox of this host agent cannot be written: {error.strerror}") from None
+        self._log.info(
+            "{vm} {copy}: copy {direction} of {path}", event=Happened.COPY_ASKED, path=guest_path, **copy.about
+        )
         self._ask(copy)
         return copy
 
@@ -158,7 +184,18 @@ class Copies:
         guest.link.send(Confirm(message.command))
 
     def _end(self, copy: Copy, result: Copied) -> None:
-        copy.result = result
+        copy.result, copy.ended_at = result, time.time()
+        self._log.info(
+            "{vm} {copy}: {outcome}",
+            event=Happened.COPY_ENDED,
+            outcome=f"failed: {result.reason}" if result.reason else f"copied {result.bytes} bytes",
+            failed=bool(result.reason),
+            reason=result.reason,
+            bytes=result.bytes,
+            files=result.files,
+            seconds=None if copy.asked_at is None else max(0.0, copy.ended_at - copy.asked_at),
+            **copy.about,
+        )
         self._close(copy)
         try:
             self._outbox.ended(copy.record, attrs.asdict(result))

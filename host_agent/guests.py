@@ -23,7 +23,9 @@ from common import messages
 from common.broker_link import Credentials
 from common.errors import ProtocolError, VMwrapperError
 from common.link import Link, new_session
-from common.messages import Bye, Envelope, Hello, Message, Ping, Pong, Welcome
+from common.messages import Beacon, Bye, Envelope, Hello, Message, Ping, Pong, Welcome
+
+from .events import Happened
 
 BEACON_EVERY = 10.0  # seconds
 SILENT_AFTER = 35.0  # seconds without any message
@@ -83,6 +85,7 @@ class Guest:
     system: str = ""
     home: str = ""
     last_seen: float | None = None  # time.monotonic()
+    beacon: Beacon | None = None  # the last
     arrivals: list[Deferred[None]] = attrs.field(factory=list, repr=False)
     pings: dict[str, tuple[float, Deferred[float]]] = attrs.field(factory=dict, repr=False)
     _stood_s: float = 0.0  # while its VM was paused
@@ -226,7 +229,7 @@ class Guests:
                 self._hello(envelope, envelope.message)
                 return
         except ProtocolError as error:
-            self._log.warn("refused a message: {error}", error=error)
+            self._log.warn("refused a message: {error}", event=Happened.REFUSED, error=error, reason=str(error))
             return
         guest = self._by_session.get(envelope.sender)
         if guest is None:
@@ -239,10 +242,13 @@ class Guests:
         """A body from the presence topic: other hosts' guests are heard there too."""
         try:
             envelope = messages.decode(body)
-        except ProtocolError:
+        except ProtocolError as error:
+            self._log.warn("refused a beacon: {error}", event=Happened.REFUSED, error=error, reason=str(error))
             return
         guest = self._by_session.get(envelope.sender)
         if guest is not None:
+            if isinstance(envelope.message, Beacon):
+                guest.beacon = envelope.message
             self._seen(guest)
 
     def _hello(self, envelope: Envelope, hello: Hello) -> None:
@@ -271,6 +277,14 @@ class Guests:
         self._welcome(guest, guest.session)
         self._seen(guest)
         if fresh:
+            self._log.info(
+                "{vm}: session {session} in epoch {epoch}",
+                event=Happened.GUEST_SESSION,
+                vm=guest.name,
+                instance=guest.id,
+                session=guest.session,
+                epoch=guest.epoch,
+            )
             self._listener.guest_session(guest, hello.commands)
         arrivals, guest.arrivals = guest.arrivals, []
         for waiter in arrivals:
@@ -285,16 +299,16 @@ class Guests:
     def _seen(self, guest: Guest) -> None:
         guest.last_seen = time.monotonic()
         if guest.presence is not Presence.PRESENT:
-            self._log.info("the agent of {name} is present", name=guest.name)
             guest.presence = Presence.PRESENT
+            self._log.info("the agent of {vm} is present", **_about(guest))
 
     def _look_for_silence(self) -> None:
         now = time.monotonic()
         for guest in self._guests.values():
             silent = not guest.is_paused and now - (guest.last_seen or now) > SILENT_AFTER
             if guest.presence is Presence.PRESENT and silent:
-                self._log.warn("the agent of {name} has been silent for {s:.0f} s", name=guest.name, s=SILENT_AFTER)
                 guest.presence = Presence.SILENT
+                self._log.warn("the agent of {vm} has been silent for {s:.0f} s", s=SILENT_AFTER, **_about(guest))
 
     # -- messages of an open session
 
@@ -304,8 +318,8 @@ class Guests:
             if waiting is not None:
                 waiting[1].callback(time.monotonic() - waiting[0])
         elif isinstance(message, Bye):
-            self._log.info("the agent of {name} says goodbye: {reason}", name=guest.name, reason=message.reason)
             guest.presence = Presence.GONE
+            self._log.info("the agent of {vm} says goodbye: {reason}", reason=message.reason, **_about(guest))
         elif message.NUMBERED:
             self._listener.guest_message(guest, message)
 
@@ -314,3 +328,13 @@ class Guests:
             self._watch.stop()
         for guest in list(self._guests.values()):
             self.forget(guest, "the host agent ends")
+
+
+def _about(guest: Guest) -> dict[str, Any]:
+    """What the log says of a guest whose presence has changed."""
+    return {
+        "event": Happened.GUEST_PRESENCE,
+        "vm": guest.name,
+        "instance": guest.id,
+        "presence": guest.presence.value,
+    }

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.errors import VMwrapperError
+from common.errors import ConfigError, VMwrapperError
 
 from . import __version__
 from .hypervisors.choice import add_option, make_hypervisor
@@ -42,6 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         default=os.environ.get(BROKER_VARIABLE) or None,
         help="settings of an external message broker (vmctl broker init writes them); default: the file that the "
         f"environment variable {BROKER_VARIABLE} names, else the embedded broker",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="serve metrics for Prometheus at http://HOST:PORT/metrics, on the loopback (default: none)",
     )
     parser.add_argument("--debug", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"vmwrapper-host-agent {__version__}")
@@ -83,9 +88,21 @@ def _run(options: argparse.Namespace) -> int:
     agent = build_host_agent(reactor, hypervisor, state, stopped, external)
 
     def ready(endpoint: Endpoint) -> None:
+        if options.metrics is not None:
+            metrics(options.metrics)
         print(json.dumps({**endpoint.to_json(), "ready": True}), flush=True)
         if options.owned:
             StandardIO(_owner_protocol(agent.shut_down))
+
+    def metrics(address: str) -> None:
+        try:
+            from .metrics_page import serve_metrics
+        except ImportError as error:
+            raise ConfigError(
+                f"--metrics needs the Python package {error.name}", "pip install 'vmwrapper[ops]'"
+            ) from None
+        port: Any = serve_metrics(reactor, address, agent.id, agent.observation)
+        print(f"vmwrapper-host-agent: metrics on port {port.getHost().port}", file=sys.stderr)
 
     def failed(failure: Failure) -> None:
         nonlocal code
@@ -94,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
         agent.shut_down()
 
     def begin() -> None:
-        Deferred.fromCoroutine(agent.start()).addCallbacks(ready, failed)
+        Deferred.fromCoroutine(agent.start()).addCallback(ready).addErrback(failed)
 
     reactor.callWhenRunning(begin)
     reactor.addSystemEventTrigger("before", "shutdown", agent.shut_down)

@@ -6,7 +6,7 @@ The wrapper, `vmctl` and every other face of the agent come through here, so wha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ import attrs
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from common.errors import ConfigError, VMwrapperError
 from common.messages import Copied, Result, Run
 
 from .commands import Command, Commands, Update, new_id
 from .copies import Copies, Copy
+from .events import Happened
 from .guests import Guests
 from .vms import VirtualMachine, VirtualMachines
 
@@ -40,6 +42,8 @@ class Refused(VMwrapperError):
 class Operations:
     """The calls. Each takes the arguments of the request and a function for updates, and returns what is done."""
 
+    _log = Logger()
+
     def __init__(
         self,
         clock: IReactorTime,
@@ -48,7 +52,9 @@ class Operations:
         commands: Commands,
         copies: Copies,
         shut_down: Callable[[], Deferred[None]],
+        more: Mapping[str, Callable[[dict[str, Any], Update], Any]] | None = None,
     ) -> None:
+        """`more`: calls that other parts of the agent answer."""
         self._clock = clock
         self._vms = vms
         self._guests = guests
@@ -73,6 +79,7 @@ class Operations:
             "put": self.put,
             "get": self.get,
             "shutdown": self.shutdown,
+            **(more or {}),
         }
 
     def handler(self, call: str) -> Callable[[dict[str, Any], Update], Any] | None:
@@ -112,16 +119,41 @@ class Operations:
 
     async def save_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
-        await self._vms.save(vm)
+        await self._checkpoint("save", vm, "", self._vms.save(vm))
         return self._vms.describe(vm)
 
     async def snapshot_vm(self, args: dict[str, Any], update: Update) -> None:
-        await self._vms.snapshot(self._vm(args), _name(args, "snapshot"))
+        vm, name = self._vm(args), _name(args, "snapshot")
+        await self._checkpoint("snapshot", vm, name, self._vms.snapshot(vm, name))
 
     async def restore_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
-        await self._vms.restore(vm, _name(args, "snapshot"))
+        name = _name(args, "snapshot")
+        await self._checkpoint("restore", vm, name, self._vms.restore(vm, name))
         return self._vms.describe(vm)
+
+    async def _checkpoint(self, action: str, vm: VirtualMachine, snapshot: str, doing: Awaitable[None]) -> None:
+        """Do it, and say in the log how it went and how long it took."""
+        began = self._clock.seconds()
+        reason = ""
+        try:
+            await doing
+        except Exception as error:
+            reason = str(error)
+            raise
+        finally:
+            self._log.info(
+                "{vm}: {action} {snapshot} {outcome} after {seconds:.2f} s",
+                event=Happened.CHECKPOINT,
+                vm=vm.name,
+                instance=vm.guest.id,
+                action=action,
+                snapshot=snapshot,
+                outcome=f"failed ({reason})" if reason else "done",
+                failed=bool(reason),
+                reason=reason,
+                seconds=self._clock.seconds() - began,
+            )
 
     async def delete_snapshot(self, args: dict[str, Any], update: Update) -> None:
         await self._vms.delete_snapshot(self._vm(args), _name(args, "snapshot"))

@@ -24,6 +24,7 @@ from common.config import GuestConfig
 from common.errors import ConfigError, VMwrapperError
 
 from .broker.access import BrokerAccess
+from .events import Happened
 from .guests import Guest, Guests, Identity, Presence
 from .hypervisors.base import Hypervisor, HypervisorError, Machine, MachineSpec, MachineState
 from .hypervisors.images import NO_IMAGE, Image, image_for, load_image
@@ -91,6 +92,8 @@ class VirtualMachine:
             "cpu_s": machine.cpu_seconds() if machine is not None else 0.0,
             "agent_version": guest.agent_version,
             "epoch": guest.epoch,
+            "load": None if guest.beacon is None else guest.beacon.load,
+            "memory_used_bytes": None if guest.beacon is None else guest.beacon.memory_bytes,
             "last_seen_s": None if guest.last_seen is None else time.monotonic() - guest.last_seen,
             "commands": commands,
             "reason": self.reason,
@@ -325,7 +328,15 @@ class VirtualMachines:
         return VMFailed(sentence, hint)
 
     def _state_changed(self, vm: VirtualMachine, state: MachineState, reason: str) -> None:
-        self._log.info("{name}: {state} {reason}", name=vm.name, state=state.value, reason=reason)
+        tell = self._log.warn if state is MachineState.CRASHED else self._log.info
+        tell(
+            "{vm}: {state} {reason}",
+            event=Happened.VM_STATE,
+            vm=vm.name,
+            instance=vm.guest.id,
+            state=state.value,
+            reason=reason,
+        )
         for watcher in vm.watchers:
             watcher(state.value, reason)
         if state in (MachineState.PAUSED, MachineState.SAVED):

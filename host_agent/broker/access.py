@@ -11,11 +11,13 @@ from twisted.internet.interfaces import IProtocolFactory
 
 from common import messages
 from common.broker_link import BrokerAddress, BrokerEvents, Credentials, Dialect
+from host_agent import __version__
 
 from .embedded import EmbeddedBroker
 from .limits import BrokerLimits
 from .local import LocalLink
 from .principals import Principal
+from .report import BrokerReport, of_embedded
 
 # One connection carries what goes to all guests: a dead one's queue must never hold it up. The agents send again.
 LIMITS = BrokerLimits(message_seconds=60.0, mailbox_prefix="/queue/vmwrapper.guest.")
@@ -60,6 +62,9 @@ class BrokerAccess(Protocol):
     def service_for(self, login: str) -> IProtocolFactory:
         """Serves the broker to one guest."""
 
+    def report(self) -> BrokerReport:
+        """What this host agent knows of the broker by itself."""
+
     def close(self) -> Deferred[None]: ...
 
 
@@ -96,6 +101,9 @@ class OwnBroker:
 
     def service_for(self, login: str) -> IProtocolFactory:
         return self._broker.factory_for(login)
+
+    def report(self) -> BrokerReport:
+        return of_embedded(self._broker.statistics(), LIMITS.stored_bytes, __version__)
 
     def close(self) -> Deferred[None]:
         return self._broker.stop()

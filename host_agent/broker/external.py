@@ -17,6 +17,7 @@ from common.broker_link import BrokerAddress, BrokerEvents, BrokerLink, Credenti
 from common.errors import ConfigError
 
 from .forward import Forwarder
+from .report import BrokerReport
 from .settings import BrokerSettings
 
 LOGIN_SECONDS = 30.0  # for a login to become free, or for the broker to be reached
@@ -139,6 +140,19 @@ class ExternalBroker:
 
     def service_for(self, login: str) -> IProtocolFactory:
         return self._forwarder.factory()
+
+    def report(self) -> BrokerReport:
+        """Only whether it is reached: an agent's login may not ask for more (`vmctl monitor --broker` does)."""
+        link = self._link
+        connected = link is not None and link.connected
+        address = link.address if link is not None and link.address is not None else self._settings.brokers[0]
+        return BrokerReport(
+            kind=self._settings.kind,
+            name=str(address),
+            problem=""
+            if connected
+            else f"{self.host} has no connection to it: vmctl broker check {self._settings.file}",
+        )
 
     def close(self) -> Deferred[None]:
         self._forwarder.cut()

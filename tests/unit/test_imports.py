@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from host_agent.events import Happened
+
+CALLS = ("host", "commands", "copies", "broker", "events", "output", "trace")
 ROOT = Path(__file__).resolve().parents[2]
 THIRD_PARTY_OF_GUESTS = {"attrs", "stomp", "twisted", "zope"}
 
@@ -57,3 +60,23 @@ def test_a_boinc_application_needs_only_attrs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) - set(sys.stdlib_module_names) == {"attr", "attrs", "common", "host_agent"}
+
+
+def test_what_runs_on_a_volunteers_host_does_without_the_extra_packages() -> None:
+    """The host agent, too, until it is asked for metrics."""
+    code = (
+        "import sys; import host_agent.wrapper.main, host_agent.wrapper.guest_task, host_agent.wrapper.agent_process, "
+        "host_agent.main, host_agent.agent, host_agent.vmctl.main; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {name.partition(".")[0] for name in done.stdout.split()} & {"prometheus_client", "textual", "rich"}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_of_the_control_interface_is_documented(call: str) -> None:
+    assert f"`{call}`" in (ROOT / "docs/control.md").read_text("utf-8")
+
+
+def test_every_event_is_documented() -> None:
+    text = (ROOT / "docs/control.md").read_text("utf-8")
+    assert [name for name in Happened if f"`{name}`" not in text] == []
