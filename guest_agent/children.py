@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .accounting import Account, Accounts
+
 
 class Stream:
     """One output stream: what was read from the pipe and the host has not got yet."""
@@ -27,8 +29,11 @@ class Stream:
 
 
 class Child:
-    def __init__(self, command_id: str, process: subprocess.Popen[bytes], stdout: int, stderr: int) -> None:
+    def __init__(
+        self, command_id: str, process: subprocess.Popen[bytes], account: Account, stdout: int, stderr: int
+    ) -> None:
         self.id = command_id
+        self.account = account
         self.process = process
         self.pid = process.pid
         self.started = time.monotonic()
@@ -43,15 +48,16 @@ class Child:
         return all(stream.fd < 0 and stream.sent == stream.end for stream in self.streams.values())
 
 
-def spawn(head: dict[str, Any]) -> Child:
+def spawn(head: dict[str, Any], accounts: Accounts) -> Child:
     """Start the program, leader of a session of its own, with pipes whose reading ends are ours alone."""
     pipes: list[int] = []
+    account = accounts.open(head["id"])
     try:
         stdout, out_end = os.pipe()
         pipes += (stdout, out_end)
         stderr, err_end = os.pipe()
         pipes += (stderr, err_end)
-        with Path(head["stdin"] or os.devnull).open("rb") as stdin:
+        with Path(head["stdin"] or os.devnull).open("rb") as stdin, account.starting():
             process = subprocess.Popen(
                 head["argv"],
                 cwd=head["cwd"],
@@ -64,10 +70,12 @@ def spawn(head: dict[str, Any]) -> Child:
     except BaseException:
         for fd in pipes:
             os.close(fd)
+        account.close()
         raise
     os.close(out_end)
     os.close(err_end)
-    return Child(head["id"], process, stdout, stderr)
+    account.started(process.pid)
+    return Child(head["id"], process, account, stdout, stderr)
 
 
 def why_not_started(head: dict[str, Any], error: OSError | ValueError) -> str:

@@ -2,7 +2,8 @@
 
 It exists for three reasons. It outlives the agent, so that a restarted agent finds its commands running and their
 output complete. It is small and has no threads, so that starting a program costs one vfork. And only a program's
-parent can learn its CPU time and memory (`wait4`), which Twisted's own reaper throws away.
+parent can learn its CPU time and memory (`wait4`), which Twisted's own reaper throws away, or give it an account
+(`accounting.py`) before it runs.
 
 The agent talks to it over a Unix socket in frames: four bytes of length (big-endian), a JSON object on one line,
 and for output a newline and the raw bytes. Only the standard library is imported here.
@@ -10,8 +11,8 @@ and for output a newline and the raw bytes. Only the standard library is importe
     agent → keeper   spawn  id argv env cwd stdin deadline      seek   id stdout stderr   (send again from there)
                      ack    id stream offset                    signal id signal
                      forget id                                  quit
-    keeper → agent   state  keeper commands: [id pid running stdout stderr]  (first, on every connection)
-                     started id pid     refused id reason       output id stream offset + bytes
+    keeper → agent   state  keeper commands: [id pid account running stdout stderr]  (first, on every connection)
+                     started id pid account     refused id reason       output id stream offset + bytes
                      sought id (what follows begins there)
                      ended  id outcome … (after the last byte of output)
 """
@@ -31,6 +32,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
+from .accounting import Used, accounts
 from .children import Child, Stream, signal_name, spawn, why_not_started
 
 BUFFER = 1024 * 1024  # bytes of one stream that wait for the host; then the program's pipe fills and it waits
@@ -66,6 +68,7 @@ class Keeper:
         self._id = os.urandom(8).hex()
         self._selector = selectors.DefaultSelector()
         self._commands: dict[str, Child] = {}
+        self._accounts = accounts()
         self._agent: socket.socket | None = None
         self._incoming = bytearray()
         self._outgoing = bytearray()
@@ -141,6 +144,7 @@ class Keeper:
         return {
             "id": command.id,
             "pid": command.pid,
+            "account": command.account.place,
             "running": command.running,
             "stdout": command.streams["stdout"].base,
             "stderr": command.streams["stderr"].base,
@@ -209,7 +213,7 @@ class Keeper:
             self._tell({"op": "refused", "id": command_id, "reason": f"{MAX_COMMANDS} commands are held already"})
             return
         try:
-            command = self._commands[command_id] = spawn(head)
+            command = self._commands[command_id] = spawn(head, self._accounts)
         except (OSError, ValueError) as error:
             self._tell({"op": "refused", "id": command_id, "reason": why_not_started(head, error)})
             return
@@ -218,7 +222,7 @@ class Keeper:
             self._watch(command, stream)
         if head["deadline"] > 0:
             self._after(head["deadline"], lambda: self._deadline(command))
-        self._tell({"op": "started", "id": command_id, "pid": command.pid})
+        self._tell({"op": "started", "id": command_id, "pid": command.pid, "account": command.account.place})
 
     def _do_ack(self, head: dict[str, Any]) -> None:
         command = self._commands.get(head["id"])
@@ -252,6 +256,7 @@ class Keeper:
         if command is not None and not command.running:
             for stream in command.streams.values():
                 self._close(stream)
+            command.account.close()
             del self._commands[head["id"]]
 
     def _do_quit(self, head: dict[str, Any]) -> None:
@@ -293,10 +298,13 @@ class Keeper:
         command.process.returncode = status  # Popen must not wait for it again
         self._alone_since = time.monotonic()
         unit = 1 if sys.platform == "darwin" else 1024
+        # Where the account knows less (a child of the tree that others waited for), `wait4` has the rest.
+        used = max(command.account.used(), Used(usage.ru_utime, usage.ru_stime), key=lambda each: each.cpu_s)
+        command.account.close()
         command.result = {
             "wall_s": time.monotonic() - command.started,
-            "user_s": usage.ru_utime,
-            "system_s": usage.ru_stime,
+            "user_s": used.user_s,
+            "system_s": used.system_s,
             "max_rss_bytes": usage.ru_maxrss * unit,
         }
         if command.past_deadline:

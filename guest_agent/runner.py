@@ -29,6 +29,7 @@ from common.link import Link
 from common.messages import ENDED, MAX_PAYLOAD, RUNNING, Output, Result, Run, Signal, Started, Usage
 
 from . import keeper
+from .accounting import Account, Used, accounts
 from .journal import Journal
 
 USAGE_EVERY = 0.5  # seconds between looks at a command's fraction file and CPU time
@@ -36,8 +37,6 @@ MOST_HELD = 2048  # commands that run, or whose end the host has not confirmed
 FRACTION_MOST = 4096  # bytes that are read from the end of a fraction file
 
 _NUMBER = re.compile(rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-_CLOCK_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class State(enum.Enum):
@@ -51,6 +50,7 @@ class _Command:
     run: Run
     state: State = State.ACCEPTED
     pid: int = 0
+    account: Account | None = None
     kept: bool = False  # the keeper has it, with the output that the host has not acknowledged
     sending: bool = False  # the host of this session has asked, and the keeper's output begins where it wants it
     result: Result | None = None
@@ -71,6 +71,7 @@ class Runner:
         self._link = link
         self._commands: dict[str, _Command] = {}
         self._keeper: _KeeperConnection | None = None
+        self._accounts = accounts()
         self._usage = LoopingCall(self._look_at_usage)
         self._usage.clock = reactor
         for command, result in journal.commands.items():
@@ -100,6 +101,7 @@ class Runner:
                 continue
             known = self._commands.setdefault(command, _Command(Run(command, ("?",)), State.RUNNING))
             known.pid, known.kept = entry["pid"], True
+            known.account = self._accounts.find(entry["account"], known.pid)
 
     def keeper_lost(self) -> None:
         """Without its keeper no command's end can be known any more."""
@@ -215,6 +217,7 @@ class Runner:
                 self._output(command, head["stream"], head["offset"], payload)
         elif head["op"] == "started":
             command.state, command.pid = State.RUNNING, head["pid"]
+            command.account = self._accounts.find(head["account"], command.pid)
             self._link.send(Started(command.run.command, command.pid))
             self._watch_usage()
         elif head["op"] == "sought":
@@ -269,9 +272,10 @@ class Runner:
     def _send_usage(self, command: _Command) -> None:
         if self._link.congested:
             return
-        cpu_s, rss = _process_usage(command.pid)
+        used = command.account.used() if command.account is not None else Used()
         last = command.last_usage
-        usage = Usage(command.run.command, max(cpu_s, last.cpu_s if last else 0.0), rss, self._fraction(command))
+        cpu_s = max(used.cpu_s, last.cpu_s if last else 0.0)
+        usage = Usage(command.run.command, cpu_s, used.rss_bytes, self._fraction(command))
         if last is None or usage.fraction != last.fraction or usage.cpu_s - last.cpu_s >= 0.1:
             command.last_usage = usage
             self._link.send(usage)
@@ -293,15 +297,6 @@ class Runner:
             self._usage.stop()
         if self._keeper is not None:
             self._keeper.tell({"op": "quit"})
-
-
-def _process_usage(pid: int) -> tuple[float, int]:
-    """CPU seconds (with those of its reaped children) and resident bytes of a process, from /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return 0.0, 0
-    return sum(int(ticks) for ticks in fields[11:15]) / _CLOCK_TICKS, int(fields[21]) * _PAGE
 
 
 class _KeeperConnection(Int32StringReceiver):

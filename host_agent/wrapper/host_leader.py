@@ -25,7 +25,8 @@ from typing import NoReturn
 
 import attrs
 
-from .cgroup import TaskGroup
+from common.cgroup import TaskGroup
+
 from .process_tree import descendants, kill_all
 
 END_TREE = signal.SIGUSR1

@@ -12,7 +12,8 @@ import signal
 import time
 from typing import Any
 
-from .cgroup import TaskGroup
+from common.cgroup import TaskGroup
+
 from .host_leader import END_TREE, LeaderSpec, fork_leader
 from .host_task import ExitStatus, ProcessSpec
 from .process_tree import (

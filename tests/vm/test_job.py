@@ -233,6 +233,7 @@ def test_vmctl_runs_commands_and_copies_files(machine: str, tmp_path: Path) -> N
     done = vmctl("run", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
     assert vmctl("run", "box", "--", "id", "-un").stdout == "vmwrapper\n"
+    assert "/vmwrapper/task-" in vmctl("run", "box", "--", "cat", "/proc/self/cgroup").stdout  # its own account
     assert vmctl("run", "box", "--", "no-such-program").returncode == 127
     assert vmctl("run", "box", "--", "sh", "-c", "kill -9 $$").returncode == 137
     assert "No VM" in vmctl("ping", "cellar").stderr or "no VM" in vmctl("ping", "cellar").stderr

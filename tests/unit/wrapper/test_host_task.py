@@ -173,7 +173,7 @@ def test_no_cpu_time_of_short_lived_children_is_lost(
     events: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grouped: bool
 ) -> None:
     if not grouped:
-        monkeypatch.setattr("host_agent.wrapper.cgroup.own_group", lambda: None)
+        monkeypatch.setattr("common.cgroup.own_group", lambda: None)
     (tmp_path / "burn.py").write_text("import time\nwhile time.process_time() < 0.2: pass")
     # An orphan in a session of its own whose parent is gone before it ends, twice, one after the other.
     orphan = f"(setsid {sys.executable} -S burn.py; echo done >> ready) & exit"
@@ -190,7 +190,7 @@ def test_the_leader_counts_while_the_program_runs(
     events: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     if how != "as the system allows":
-        monkeypatch.setattr("host_agent.wrapper.cgroup.own_group", lambda: None)
+        monkeypatch.setattr("common.cgroup.own_group", lambda: None)
     if how == "without lists of children":
         monkeypatch.setattr("host_agent.wrapper.process_tree._walk", lambda _root: None)
     (tmp_path / "burn.py").write_text("import time\nwhile time.process_time() < 0.3: pass\nopen('burnt', 'w')")

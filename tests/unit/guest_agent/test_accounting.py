@@ -1,0 +1,136 @@
+"""Accounts of programs: each form of this system against the same expectations, and another system's beside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.cgroup import TaskGroup, own_group
+from guest_agent.accounting import Account, Accounts, CgroupAccounts, ProcessAccounts, Used, accounts
+
+BURN = "import time\nwhile time.process_time() < {}: pass"
+DEADLINE = 30.0
+
+
+def forms() -> list[str]:
+    return ["processes", "cgroup"] if _may_make_groups() else ["processes"]
+
+
+def _may_make_groups() -> bool:
+    home = own_group()
+    group = TaskGroup.make(f"vmwrapper-probe-{os.getpid()}", home)
+    if group is None:
+        return False
+    group.remove()
+    return True
+
+
+@pytest.fixture(params=forms())
+def form(request: pytest.FixtureRequest) -> Accounts:
+    if request.param == "processes":
+        return ProcessAccounts()
+    home = own_group()
+    assert home is not None
+    return CgroupAccounts(home, home, ProcessAccounts())
+
+
+def start(account: Account, *argv: str) -> subprocess.Popen[bytes]:
+    with account.starting():
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    account.started(process.pid)
+    return process
+
+
+def until_used(account: Account, seconds: float) -> Used:
+    until = time.monotonic() + DEADLINE
+    while (used := account.used()).cpu_s < seconds:
+        assert time.monotonic() < until, used
+        time.sleep(0.02)
+    return used
+
+
+def test_a_program_and_its_children_are_counted_while_they_run(form: Accounts) -> None:
+    account = form.open(f"c-{os.getpid()}-1")
+    burn = f"{sys.executable} -S -c '{BURN.format(60)}'"
+    process = start(account, "sh", "-c", f"({burn}) & ({burn}) & wait")
+    try:
+        seen = until_used(form.find(account.place, process.pid), 0.3)
+        assert seen.rss_bytes > 2_000_000
+    finally:
+        for pid in descendants(process.pid):
+            os.kill(pid, 9)
+        process.kill()
+        process.communicate()
+    until = time.monotonic() + DEADLINE  # its orphans end a moment later
+    while account.place and Path(account.place).exists() and time.monotonic() < until:
+        account.close()
+        time.sleep(0.02)
+    assert not account.place or not Path(account.place).exists()
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
+def test_children_that_ended_are_counted(form: Accounts) -> None:
+    account = form.open(f"c-{os.getpid()}-2")
+    process = start(account, "sh", "-c", f"{sys.executable} -S -c '{BURN.format(0.3)}'; echo; exec sleep 60")
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert until_used(account, 0.25).cpu_s < 10
+    process.kill()
+    process.communicate()
+    account.close()
+
+
+def test_what_is_not_there_has_used_nothing(form: Accounts) -> None:
+    assert form.find("", 2**22 + 1).used() == Used()
+
+
+@pytest.fixture
+def fake_groups(tmp_path: Path) -> Path:
+    """A tree that looks like the control groups of a guest whose init has given us a part."""
+    home = tmp_path / "vmwrapper" / "agent"
+    home.mkdir(parents=True)
+    (home / "cgroup.procs").touch()
+    return home
+
+
+def test_a_group_counts_what_its_kernel_says(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Path.mkdir
+
+    def mkdir(path: Path, *args: object, **kwargs: object) -> None:
+        made(path)
+        (path / "cpu.stat").write_text("usage_usec 3500000\nuser_usec 2500000\nsystem_usec 1000000\n")
+        (path / "cgroup.procs").touch()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    form = CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts())
+    account = form.open("c-1")
+    assert account.place == str(fake_groups.parent / "task-c-1")
+    with account.starting():
+        assert Path(account.place, "cgroup.procs").read_text() == "0"  # we are in it
+    assert (fake_groups / "cgroup.procs").read_text() == "0"  # and back
+    Path(account.place, "cgroup.procs").write_text(f"{os.getpid()}\n")
+    used = form.find(account.place, 1).used()
+    assert (used.user_s, used.system_s) == (2.5, 1.0)
+    assert used.rss_bytes > 1_000_000
+
+
+def test_without_a_group_there_is_still_an_account(fake_groups: Path) -> None:
+    fake_groups.parent.chmod(0o500)
+    (fake_groups.parent / "task-c-1").touch()  # root may write anywhere
+    assert CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts()).open("c-1").place == ""
+
+
+def test_this_system_has_a_form() -> None:
+    account = accounts().open(f"c-{os.getpid()}-3")
+    account.started(os.getpid())
+    assert account.used().cpu_s >= 0
+    account.close()
