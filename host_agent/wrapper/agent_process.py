@@ -29,6 +29,8 @@ from .resolve import split_command_line
 from .tasks import TaskError
 
 READY_DEADLINE_S = 60.0
+MANAGED_DEADLINE_S = 180.0  # with a broker in Java that comes up first, on a machine that is busy
+SAY_S = 10.0  # how often somebody is told that we still wait
 SHUTDOWN_DEADLINE_S = 20.0  # VMs end at once; the client gives us 60 s for everything
 TERMINATE_DEADLINE_S = 5.0
 MOST_RESTARTS = 3
@@ -40,6 +42,7 @@ class AgentLink(Protocol):
     """A host agent that a task may use."""
 
     state_directory: str  # where it keeps what outlives it; empty: nothing does
+    ready: bool  # it has answered once
 
     def start(self) -> None:
         """Begin; `client()` says when it is there."""
@@ -131,7 +134,7 @@ class OwnedAgent:
         self._restarts = 0
         self._restart_at = 0.0
         self._why_gone = TaskError("the host agent was not started")
-        self._was_ready = False
+        self.ready = False
 
     def start(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
@@ -172,7 +175,7 @@ class OwnedAgent:
         if not self._reading and b"\n" in self._line:
             try:
                 self._connection.open(self._endpoint())
-                self._was_ready = True
+                self.ready = True
             except TaskError:
                 if self._process.poll() is None:
                     raise
@@ -200,7 +203,7 @@ class OwnedAgent:
             raise self._why_gone
         delay = FIRST_RESTART_S * 2**self._restarts
         self._restarts += 1
-        if self._restarts == MOST_RESTARTS and not self._was_ready:
+        if self._restarts == MOST_RESTARTS and not self.ready:
             self._set_state_aside()
         self._restart_at = time.monotonic() + delay
         self._say(f"{self._why_gone}\nstarting it anew in {delay:g} s ({self._restarts} of at most {MOST_RESTARTS})")
@@ -286,7 +289,7 @@ def choose_agent(
 ) -> AgentLink:
     """The host agent that the job's VMmanage tasks start, or else one of our own."""
     if any(gives_host_agent(task) for task in job.manage_tasks):
-        return ManagedAgent(endpoints_dir, managers, events)
+        return ManagedAgent(endpoints_dir, managers, events, say)
     return OwnedAgent(slot, events, say, argv)
 
 
@@ -294,7 +297,7 @@ def gives_host_agent(task: Task) -> bool:
     """Whether a VMmanage task is a host agent of ours: its program, or a word of its command line, says so."""
     words = [task.application, *split_command_line(task.command_line)]
     names = {word.replace("\\", "/").rpartition("/")[2] for word in words}
-    return bool(names & {"vmwrapper-host-agent", "vmwrapper-host-agent.exe", "host_agent.main"})
+    return bool(names & {"vmwrapper-host-agent", "vmwrapper-host-agent.exe", "host_agent.main", "HostMain.py"})
 
 
 @attrs.define(eq=False)
@@ -304,12 +307,16 @@ class ManagedAgent:
     directory: Callable[[], Path]  # where endpoint files are
     managers: Sequence[HostTask]
     events: Events
+    say: Callable[[str], None]
     state_directory: str = ""
-    _until: float = 0.0
+    ready: bool = False
+    _since: float = 0.0
+    _say_at: float = 0.0
     _connection: Any = None
 
     def start(self) -> None:
-        self._until = time.monotonic() + READY_DEADLINE_S
+        self._since = time.monotonic()
+        self._say_at = SAY_S
         self._connection = _Connection(self.events)
 
     def client(self) -> ControlClient | None:
@@ -325,10 +332,22 @@ class ManagedAgent:
                 continue
             if any(manager.contains(endpoint.pid) for manager in self.managers):
                 self._connection.open(endpoint)
+                self.ready = True
                 return self.client()
-        if time.monotonic() > self._until:
-            raise TaskError(f"the job's VMmanage task started no host agent in {READY_DEADLINE_S:g} s", passing=True)
+        waited = time.monotonic() - self._since
+        if waited > MANAGED_DEADLINE_S:
+            raise TaskError(
+                f"the job's VMmanage tasks gave no host agent in {MANAGED_DEADLINE_S:g} s{self._last_words()}",
+                passing=True,
+            )
+        if waited > self._say_at:
+            self._say_at += SAY_S
+            self.say(f"waiting for the job's VMmanage tasks: {waited:.0f} s of at most {MANAGED_DEADLINE_S:g} s")
         return None
+
+    def _last_words(self) -> str:
+        lines = [f"{manager.task.title} wrote:\n{text}" for manager in self.managers if (text := manager.error_tail())]
+        return "".join(f"\n{line}" for line in lines)
 
     def stop(self) -> None:
         if self._connection is not None:

@@ -14,7 +14,7 @@ import attrs
 from .failures import passing_errno
 from .job import Task, TaskKind
 from .log import STDERR_FILE, tail
-from .resolve import Macros, application_path, command_words, environment, resolve_path
+from .resolve import PYTHON_THEN, PYTHON_TODAY, Macros, application_path, command_words, environment, resolve_path
 from .tasks import ENDED_EARLY, TIME_LIMIT, Left, TaskEnd, TaskError, TaskState, read_fraction
 
 CPU_INTERVAL_S = 10.0  # looking through all processes is not free
@@ -95,11 +95,12 @@ def start_process(spec: ProcessSpec, keep_tree: bool = False, use_tstp: bool = F
 
 @attrs.frozen
 class Watch:
-    """What a host task needs from the loop: to be woken at its end, and a note of what runs."""
+    """What a host task needs from the loop: to be woken at its end, a note of what runs, and a line in the log."""
 
     readable: Callable[[Process, Callable[[], None]], Callable[[], None]]  # returns the end of the watch
     started: Callable[[int], None]
     ended: Callable[[int], None]
+    say: Callable[[str], None] = lambda _text: None
 
 
 @attrs.define(eq=False)
@@ -129,6 +130,8 @@ class HostTask:
 
     def run(self) -> None:
         spec = self._spec()
+        if self.task.application == PYTHON_THEN and Path(spec.program).name == PYTHON_TODAY:
+            self.watch.say(f"{self.task.title}: this host has no {PYTHON_THEN}, so it is run by {spec.program}")
         if self.task.fraction_done_filename:
             (self.slot / self.task.fraction_done_filename).unlink(missing_ok=True)
         if self.task.stderr_filename and spec.stderr.exists():

@@ -49,7 +49,7 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     state = StateFile(slot)
     events = Events()
     leftovers = Leftovers(slot)
-    watch = Watch(readable=events.watch_until, started=leftovers.add, ended=leftovers.remove)
+    watch = Watch(readable=events.watch_until, started=leftovers.add, ended=leftovers.remove, say=log.say)
     device = given.gpu_device if given.gpu_device >= 0 else options.device
     macros = Macros(given.project_dir, options.nthreads, device, str(slot))
     priority = None if given.no_priority_change else given.process_priority

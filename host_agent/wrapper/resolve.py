@@ -16,6 +16,7 @@ import attrs
 from .job import Task
 
 WINDOWS = os.name == "nt"
+PYTHON_THEN, PYTHON_TODAY = "python", "python3"  # many systems have no `python` any more
 _LINK_BYTES = 1024  # BOINC reads no more of a link either
 _LINK = re.compile(rb"<soft_link>\s*([^<>\x00-\x1f]+?)\s*</soft_link>")
 _RESOLVE = re.compile(r"boinc_resolve\(([^)]*)\)")
@@ -154,7 +155,7 @@ def application_path(task: Task, slot: Path, macros: Macros) -> Path | None:
     """The program of a host task, absolute, or None when there is no such file.
 
     A name that the slot has, or with a `/` in it, is a file of the slot (through a soft link);
-    a bare name that the slot has not is looked up on PATH.
+    a bare name that the slot has not is looked up on PATH, `python` also under the name that it has today.
     """
     name = macros.expand(task.application)
     path = resolve_path(slot, name)
@@ -164,7 +165,7 @@ def application_path(task: Task, slot: Path, macros: Macros) -> Path | None:
         return None
     import shutil
 
-    found = shutil.which(name)
+    found = shutil.which(name) or (shutil.which(PYTHON_TODAY) if name == PYTHON_THEN else None)
     return Path(found).absolute() if found else None
 
 

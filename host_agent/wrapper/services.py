@@ -29,6 +29,7 @@ class Services:
     say: Callable[[str], None]
     _started: list[HostTask] = attrs.field(factory=list)
     _noted: set[int] = attrs.field(factory=set)
+    _needed: set[int] = attrs.field(factory=set)  # VMmanage tasks that ran when VMs began to be used
 
     def start(self) -> None:
         """Start all of them. Raises TaskError; `stop()` then ends those that did start."""
@@ -50,18 +51,26 @@ class Services:
         return sum(service.cpu_seconds(now) for service in self.daemons)
 
     def check(self) -> None:
-        """Raises TaskError when a VMmanage task failed. A daemon's end is noted, as BOINC's wrapper ignores it."""
+        """Raises TaskError when a VMmanage task failed, or ended while VMs are in use.
+
+        One that only prepares something ends with 0 before that. A daemon's end is noted; BOINC's wrapper ignores it.
+        """
+        in_use = self.agent is not None and self.agent.ready
         for service in self._started:
             end = service.poll()
-            if end is None or id(service) in self._noted:
+            if end is None:
+                if in_use and service in self.managers:
+                    self._needed.add(id(service))
+                continue
+            if id(service) in self._noted:
                 continue
             self._noted.add(id(service))
-            if end.ok or service in self.daemons:
+            if service in self.daemons or (end.ok and id(service) not in self._needed):
                 self.say(f"{service.task.title} {end.sentence}")
-            else:
-                lines = service.error_tail()
-                more = f":\n{lines}" if lines else ""
-                raise TaskError(f"{service.task.title} {end.sentence}, but the tasks need it{more}")
+                continue
+            lines = service.error_tail()
+            more = f":\n{lines}" if lines else ""
+            raise TaskError(f"{service.task.title} {end.sentence}, but the tasks need it{more}", passing=True)
 
     def stop(self) -> None:
         """End everything: the agent (it ends its VMs), then VMmanage tasks politely, then what is left."""
