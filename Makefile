@@ -14,7 +14,7 @@ TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java lib
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
-.PHONY: help example test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench fuzz chaos chaos-boinc
+.PHONY: help example test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench bundle fuzz chaos chaos-boinc
 .PHONY: image setup clean
 .DEFAULT_GOAL := help
 
@@ -42,6 +42,10 @@ image: $(VENV)/ready ## build the default guest image (quick when nothing has ch
 
 example: image ## run the worker example in a virtual machine
 	@$(BIN)/python tools/run_example.py --slot $(BUILD)/example-slot
+
+bundle: image ## make a BOINC application version of the worker example, in build/bundle
+	@rm -rf $(BUILD)/bundle
+	@$(BIN)/vmctl bundle examples/worker --input worker-input.tar --project $(BUILD)/bundle $(BUNDLE_ARGS)
 
 test: image $(VENV)/peers ## run all tests, with real virtual machines
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

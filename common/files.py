@@ -12,6 +12,7 @@ from .errors import ConfigError
 JOB_FILE = "job.xml"
 HOST_AGENT_LOG = "host-agent.log"
 HOST_AGENT_STATE = "host-agent"
+SLOT_IMAGES = "images"  # guest images that come with the application
 
 # In the home of the guest agent
 GUEST_STATE = ".vmwrapper"

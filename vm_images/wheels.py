@@ -32,13 +32,15 @@ def wheels_layer(cache: Cache, recipe: Recipe) -> tuple[str, Path]:
     key = digest_of(["wheels", recipe.python, lock.read_bytes(), Path(__file__).read_bytes()])
 
     def make(place: Path) -> None:
-        _install(place, lock, recipe)
+        platform = f"manylinux2014_{recipe.architecture}"
+        install_wheels(place, lock, "fetching the guest agent's libraries", python=recipe.python, platform=platform)
         _trim(place)
 
     return key, cache.layer("wheels", key, make)
 
 
-def _install(place: Path, lock: Path, recipe: Recipe) -> None:
+def install_wheels(place: Path, lock: Path, what: str, *, python: str, platform: str) -> None:
+    """The pinned wheels of a lock file, for another Python than this one (`3.11`) and a platform in pip's words."""
     pip = [sys.executable, "-m", "pip"]
     try:
         run([*pip, "--version"], "looking for pip")
@@ -57,16 +59,16 @@ def _install(place: Path, lock: Path, recipe: Recipe) -> None:
             "--no-deps",
             "--require-hashes",
             "--only-binary=:all:",
-            f"--platform=manylinux2014_{recipe.architecture}",
-            f"--python-version={recipe.python}",
+            f"--platform={platform}",
+            f"--python-version={python}",
             "--implementation=cp",
-            f"--abi=cp{recipe.python.replace('.', '')}",
+            f"--abi=cp{python.replace('.', '')}",
             "--abi=abi3",
             "--abi=none",
             f"--target={place}",
             f"--requirement={lock}",
         ],
-        "fetching the guest agent's libraries",
+        what,
         env=_pip_settings(),
     )
 

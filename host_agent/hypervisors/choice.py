@@ -28,8 +28,12 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 def make_hypervisor(name: str, reactor: Any) -> Hypervisor:
     """The driver of that name."""
     if name == "virtualbox":
-        from .virtualbox.driver import VirtualBoxHypervisor
-
+        try:
+            from .virtualbox.driver import VirtualBoxHypervisor
+        except ModuleNotFoundError:
+            raise ConfigError(
+                "this vmwrapper was made without VirtualBox", f"{VARIABLE}=qemu, or a bundle with that part"
+            ) from None
         return VirtualBoxHypervisor(reactor)
     if name == "qemu":
         from .qemu import QemuHypervisor

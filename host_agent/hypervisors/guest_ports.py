@@ -11,7 +11,6 @@ import os
 import shlex
 import socket
 import stat
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from twisted.internet.interfaces import IFileDescriptorReceiver, IListeningPort,
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from zope.interface import implementer
+
+from host_agent.programs import lean_argv
 
 HELPER = Path(__file__).with_name("fd_passing.py")
 
@@ -50,7 +51,7 @@ class GuestPorts:
         options = []
         for port in self._services:
             # The library splits this like a shell would, without running one; QEMU doubles commas.
-            command = shlex.join([sys.executable, "-I", "-S", str(HELPER), str(self._path(port))])
+            command = shlex.join([*lean_argv(HELPER, "host_agent.hypervisors.fd_passing"), str(self._path(port))])
             options.append(f"guestfwd=tcp:{gateway}:{port}-cmd:{command}".replace(",", ",,"))
         return ",".join(options)
 

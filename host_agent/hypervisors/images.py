@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from common.errors import ConfigError
+from host_agent.wrapper.resolve import soft_link_target
 
 MANIFEST = "image.json"
 
@@ -29,13 +30,18 @@ class Image:
     memory_mb: int  # what a VM of this image gets unless told otherwise
     warm_start: bool = False  # its agent waits for settings that come through the line to the host
 
+    @property
+    def beside(self) -> Path:
+        """Where what was made from it may be kept for its next use: where its disk is, which outlives a slot."""
+        return self.directory.parent if self.disk.parent == self.directory else self.disk.parent
+
 
 NO_IMAGE = Image("none", Path("/"), "", "", Path("/"), None, None, "", 64)  # for drivers whose guests have none
 
 
 def load_image(directory: Path) -> Image:
     """Read `image.json`; ConfigError says what is wrong with it."""
-    manifest = directory / MANIFEST
+    manifest = _followed(directory / MANIFEST)
     try:
         data: dict[str, Any] = json.loads(manifest.read_text("utf-8"))
         image = Image(
@@ -98,11 +104,21 @@ def list_images(store: Path | None = None) -> list[Image]:
     return found
 
 
+def _followed(path: Path) -> Path:
+    """The file that a BOINC client's link file stands for: images are not copied into slots."""
+    target = soft_link_target(path)
+    if target is not None:
+        for slot in path.resolve().parents:  # the link begins there, and the image lies in a directory of it
+            if (slot / target).is_file():
+                return (slot / target).resolve()
+    return path
+
+
 def _member(directory: Path, name: object) -> Path:
     path = Path(str(name))
     if path.name != str(name):
         raise ValueError(f"{name!r} is not a plain file name")
-    return directory.resolve() / path
+    return _followed(directory.resolve() / path)
 
 
 DEFAULT_IMAGE = "debian-minimal"

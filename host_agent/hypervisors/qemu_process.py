@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from twisted.internet.interfaces import IProcessTransport
 from twisted.internet.protocol import ProcessProtocol, connectionDone
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
+
+from host_agent.programs import lean_argv
 
 from .base import HypervisorError
 from .leash import SOCKET
@@ -59,7 +60,7 @@ class QemuProcess:
 
     async def _start(self, settings: dict[str, Any]) -> None:
         starter = _Starter(json.dumps(settings).encode("utf-8"))
-        command = [sys.executable, "-I", "-S", str(PROGRAM)]
+        command = lean_argv(PROGRAM, "host_agent.hypervisors.leash")
         self._reactor.spawnProcess(starter, command[0], command, env=None)
         try:
             await starter.started.addTimeout(DEADLINE, self._reactor)

@@ -58,7 +58,7 @@ class Templates:
             return None
         try:
             key = await self._key(spec, accelerator)
-            place = spec.image.directory.parent / FOLDER / key
+            place = spec.image.beside / FOLDER / key
             if key in self._making:
                 waiter: Deferred[None] = Deferred()
                 self._making[key].append(waiter)
@@ -146,7 +146,7 @@ class Templates:
 
     def _remove_unused(self, image: Image) -> None:
         """Those of earlier builds of the image, and old ones. Clones have their own name for a template's disk."""
-        for record in (image.directory.parent / FOLDER).glob(f"*/{RECORD}"):
+        for record in (image.beside / FOLDER).glob(f"*/{RECORD}"):
             try:
                 told = json.loads(record.read_bytes())
                 earlier = told["image"] == image.name and told["digest"] != image.digest

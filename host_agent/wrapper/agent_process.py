@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any, Protocol
 import attrs
 
 from common.errors import VMwrapperError
-from common.files import HOST_AGENT_LOG, HOST_AGENT_STATE, endpoints_dir
+from common.files import HOST_AGENT_LOG, HOST_AGENT_STATE, SLOT_IMAGES, endpoints_dir
 
 from ..control_client import ControlClient, ControlError, Endpoint, parse_endpoint, read_endpoint
+from ..programs import module_argv
 from .events import Events
 from .failures import passing_errno
 from .host_task import HostTask
@@ -56,17 +56,19 @@ class AgentLink(Protocol):
 
 def agent_argv() -> list[str]:
     """How to start our own host agent."""
-    # -P: the slot is the current directory, and its files must not pass for modules of ours.
-    return [sys.executable, "-P", "-m", "host_agent.main", "--owned"]
+    return [*module_argv("host_agent.main"), "--owned"]
 
 
-def agent_environment() -> dict[str, str] | None:
-    """Environment for it: ours, and where our packages are when they run from a checkout."""
+def agent_environment(slot: Path) -> dict[str, str] | None:
+    """Environment for it: ours, where our packages are in a checkout, where the images are that the job brings."""
+    changes = {}
     root = Path(__file__).resolve().parents[2]
-    if not (root / "pyproject.toml").is_file():
-        return None
-    paths = [str(root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if (root / "pyproject.toml").is_file():
+        paths = [str(root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        changes["PYTHONPATH"] = os.pathsep.join(paths)
+    if (slot / SLOT_IMAGES).is_dir():
+        changes["VMWRAPPER_IMAGES"] = str(slot / SLOT_IMAGES)
+    return {**os.environ, **changes} if changes else None
 
 
 class _Connection:
@@ -147,7 +149,7 @@ class OwnedAgent:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=self._slot,
-                env=agent_environment(),
+                env=agent_environment(self._slot),
                 start_new_session=True,  # a Ctrl-C of the terminal is for us; we then tell the agent
                 bufsize=0,
             )

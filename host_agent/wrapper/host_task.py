@@ -11,6 +11,7 @@ from typing import Protocol
 
 import attrs
 
+from ..programs import script_argv
 from .failures import passing_errno
 from .job import Task, TaskKind
 from .log import STDERR_FILE, tail
@@ -231,9 +232,10 @@ class HostTask:
         assert program is not None
         own = slot / STDERR_FILE
         directory = slot / self.macros.expand(task.exec_dir) if task.exec_dir else slot
+        start = script_argv(str(program)) or [str(program)]
         return ProcessSpec(
-            program=str(program),
-            argv=[str(program), *command_words(task, slot, self.macros, self.extra_words)],
+            program=start[0],
+            argv=[*start, *command_words(task, slot, self.macros, self.extra_words)],
             directory=directory,
             environment=environment(task, self.macros) if task.setenv else None,
             stdin=resolve_path(slot, task.stdin_filename) if task.stdin_filename else None,

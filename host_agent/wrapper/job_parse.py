@@ -7,6 +7,7 @@ a cap on size (before the file is read) and on depth. Our own checks make the se
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import stat
 from collections.abc import Iterator
@@ -338,7 +339,9 @@ def schema_problem(root: etree._Element) -> tuple[int, str] | None:
     """Line and text of the first thing that the schema refuses, or None."""
     global _schema
     if _schema is None:
-        _schema = etree.RelaxNG(etree.parse(SCHEMA))
+        data = pkgutil.get_data(__package__, SCHEMA.name)  # not by its path: a frozen program has it in an archive
+        assert data is not None
+        _schema = etree.RelaxNG(etree.fromstring(data))
     if _schema.validate(root):
         return None
     first = _schema.error_log[0] if len(_schema.error_log) else None

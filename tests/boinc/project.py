@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree
 
 import attrs
 
@@ -32,6 +33,22 @@ class AppVersion:
     plan_class: str = ""
 
 
+@attrs.frozen
+class Installed:
+    """An application version as `vmctl bundle` writes it, signatures and all."""
+
+    number: int
+    directory: Path
+    plan_class: str = ""
+
+    def files(self) -> list[ElementTree.Element]:
+        return ElementTree.parse(self.directory / "version.xml").findall("file")  # noqa: S314 - our own
+
+    @property
+    def api_version(self) -> str:
+        return ElementTree.parse(self.directory / "version.xml").findtext("api_version", "")  # noqa: S314
+
+
 @attrs.define
 class Work:
     """A workunit with its one result."""
@@ -42,6 +59,7 @@ class Work:
     outputs: tuple[str, ...] = ()  # names in the slot
     command_line: str = ""
     fpops_est: float = 1e10
+    copied: tuple[str, ...] = ()  # inputs that the client copies into the slot
 
     @property
     def result(self) -> str:
@@ -70,7 +88,7 @@ class Project:
 
     def __init__(self) -> None:
         self.key = Key()
-        self.versions: dict[int, AppVersion] = {}
+        self.versions: dict[int, AppVersion | Installed] = {}
         self.uploads: dict[str, bytes] = {}
         self.upload_times: dict[str, float] = {}
         self.reports: dict[str, Report] = {}
@@ -78,7 +96,7 @@ class Project:
         self.requests = 0
         self._queue: list[Work] = []
         self._trickles_down: list[tuple[str, str]] = []
-        self._files: dict[str, bytes] = {}
+        self._files: dict[str, bytes | Path] = {}
         self._changed = threading.Condition()
         project = self
 
@@ -120,6 +138,14 @@ class Project:
             for name, data in version.files.items():
                 self._files[self.app_file(version, name)] = data
 
+    def install(self, version: Installed) -> None:
+        """What a project's `update_versions` does with a bundle."""
+        with self._changed:
+            self.versions[version.number] = version
+            for file in version.files():
+                name = file.findtext("physical_name", "")
+                self._files[name] = version.directory / name
+
     @staticmethod
     def app_file(version: AppVersion, name: str) -> str:
         """The physical name of an application file: with its version, as BOINC wants it."""
@@ -158,6 +184,8 @@ class Project:
         name = path.removeprefix("/test/download/")
         with self._changed:
             data = self._files.get(name)
+        if isinstance(data, Path):
+            data = data.read_bytes()
         return (200, data) if data is not None else (404, b"there is no such file")
 
     def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
@@ -221,7 +249,10 @@ class Project:
             parts += [self._output_info(work.output(name)) for name in work.outputs]
         for work in queue:
             version = self.versions[work.version]
-            inputs = "".join(_file_ref(f"{work.name}_{name}", name) for name in work.inputs)
+            inputs = "".join(
+                _file_ref(f"{work.name}_{name}", name, "<copy_file/>" if name in work.copied else "")
+                for name in work.inputs
+            )
             outputs = "".join(_file_ref(work.output(name), name) for name in work.outputs)
             parts.append(
                 f"<workunit><name>{work.name}</name><app_name>{APP}</app_name>"
@@ -237,23 +268,27 @@ class Project:
             )
         return parts
 
-    def _version_parts(self, version: AppVersion) -> list[str]:
+    def _version_parts(self, version: AppVersion | Installed) -> list[str]:
         parts, refs = [], []
+        if isinstance(version, Installed):
+            for file in version.files():
+                name, logical = file.findtext("physical_name", ""), file.findtext("logical_name", "")
+                path = version.directory / name
+                signature = path.with_name(f"{name}.sig").read_text()
+                parts.append(self._file_info(name, path.read_bytes(), signature, bool(path.stat().st_mode & 0o100)))
+                more = [f"<{tag}/>" for tag in ("main_program", "copy_file") if file.find(tag) is not None]
+                refs.append(_file_ref(name, logical, "".join(more)))
+            return [*parts, _app_version(version, version.api_version, refs)]
         for position, (name, data) in enumerate(version.files.items()):
             physical = self.app_file(version, name)
-            parts.append(self._file_info(physical, data, signed=True))
+            parts.append(self._file_info(physical, data, self.key.sign(data), executable=True))
             refs.append(_file_ref(physical, name, "<main_program/>" if position == 0 else ""))
-        # Without an API version the client makes no shared memory.
-        parts.append(
-            f"<app_version><app_name>{APP}</app_name><version_num>{version.number}</version_num>"
-            f"<platform>{PLATFORM}</platform><plan_class>{version.plan_class}</plan_class>"
-            f"<avg_ncpus>1</avg_ncpus><flops>1e9</flops><api_version>8.0.0</api_version>{''.join(refs)}</app_version>"
-        )
-        return parts
+        return [*parts, _app_version(version, "8.0.0", refs)]
 
-    def _file_info(self, name: str, data: bytes, signed: bool = False) -> str:
+    def _file_info(self, name: str, data: bytes, signature: str = "", executable: bool = False) -> str:
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        more = f"<executable/><file_signature>\n{self.key.sign(data)}</file_signature>" if signed else ""
+        more = "<executable/>" if executable else ""
+        more += f"<file_signature>\n{signature}</file_signature>" if signature else ""
         return (
             f"<file_info><name>{name}</name><url>{self.url}download/{name}</url>{more}"
             f"<md5_cksum>{md5}</md5_cksum><nbytes>{len(data)}</nbytes></file_info>"
@@ -266,8 +301,18 @@ class Project:
         )
 
 
+def _app_version(version: AppVersion | Installed, api_version: str, refs: list[str]) -> str:
+    """Without an API version the client makes no shared memory."""
+    return (
+        f"<app_version><app_name>{APP}</app_name><version_num>{version.number}</version_num>"
+        f"<platform>{PLATFORM}</platform><plan_class>{version.plan_class}</plan_class>"
+        f"<avg_ncpus>1</avg_ncpus><flops>1e9</flops><api_version>{api_version}</api_version>{''.join(refs)}</app_version>"
+    )
+
+
 def _file_ref(name: str, open_name: str, more: str = "") -> str:
-    return f"<file_ref><file_name>{name}</file_name><open_name>{open_name}</open_name>{more}</file_ref>"
+    opened = f"<open_name>{open_name}</open_name>" if open_name else ""
+    return f"<file_ref><file_name>{name}</file_name>{opened}{more}</file_ref>"
 
 
 def _text(block: str, tag: str) -> str:

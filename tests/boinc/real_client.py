@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -89,9 +90,10 @@ class RealClient:
 
     def start(self, environment: Mapping[str, str] | None = None) -> None:
         """Start it and wait until it answers."""
+        program = shutil.which("boinc") or "boinc"  # by our PATH; the environment may have another
         with (self.directory / "client.log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["boinc", "--dir", str(self.directory), "--gui_rpc_port", str(self.port), "--allow_multiple_clients"],
+                [program, "--dir", str(self.directory), "--gui_rpc_port", str(self.port), "--allow_multiple_clients"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

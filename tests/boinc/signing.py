@@ -1,12 +1,12 @@
-"""What a BOINC client wants signed: the MD5 of an application file, with RSA of 1,024 bits, as BOINC's tools do it."""
+"""The key pair of a test's project, as BOINC's `crypt_prog` would make it."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 
-BITS = 1024
-_BYTES = BITS // 8
+from host_agent.bundle.signing import BITS, PrivateKey, hex_lines
+
 _EXPONENT = 65537
 
 
@@ -19,26 +19,28 @@ def _probable_prime(bits: int, source: random.Random) -> int:
             return number
 
 
-def _lines(data: bytes) -> str:
-    """Hexadecimal lines of 32 bytes, and a dot."""
-    return "".join(f"{data[i : i + 32].hex()}\n" for i in range(0, len(data), 32)) + ".\n"
-
-
 class Key:
-    """The key pair of a project. Its primes come from a fixed seed: it protects nothing but a test."""
+    """Its primes come from a fixed seed: it protects nothing but a test."""
 
     def __init__(self) -> None:
         source = random.Random(2009)
-        p, q = (_probable_prime(BITS // 2, source) for _ in range(2))
-        self._modulus = p * q
-        self._private = pow(_EXPONENT, -1, (p - 1) * (q - 1))
+        self._primes = [_probable_prime(BITS // 2, source) for _ in range(2)]
+        p, q = self._primes
+        self._exponent = pow(_EXPONENT, -1, (p - 1) * (q - 1))
+        self._key = PrivateKey(p * q, self._exponent, _EXPONENT)
 
     def public(self) -> str:
         """The project's `code_sign_key`."""
-        return f"{BITS}\n" + _lines(self._modulus.to_bytes(_BYTES, "big") + _EXPONENT.to_bytes(_BYTES, "big"))
+        return self._key.public()
+
+    def private(self) -> str:
+        """The project's `code_sign_private`."""
+        p, q = self._primes
+        whole = (p * q, _EXPONENT, self._exponent)
+        halves = (p, q, self._exponent % (p - 1), self._exponent % (q - 1), pow(q, -1, p))
+        numbers = [n.to_bytes(BITS // 8, "big") for n in whole] + [n.to_bytes(BITS // 16, "big") for n in halves]
+        return f"{BITS}\n" + hex_lines(b"".join(numbers))
 
     def sign(self, data: bytes) -> str:
         """The `file_signature` of a file."""
-        text = hashlib.md5(data, usedforsecurity=False).hexdigest().encode()
-        padded = b"\0\1" + b"\xff" * (_BYTES - 3 - len(text)) + b"\0" + text
-        return _lines(pow(int.from_bytes(padded, "big"), self._private, self._modulus).to_bytes(_BYTES, "big"))
+        return self._key.sign(hashlib.md5(data, usedforsecurity=False).hexdigest())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+from host_agent.programs import module_argv
 
 from .pyvbox import BoxError
 
@@ -18,8 +19,7 @@ REMOVE_DEADLINE = 120.0  # seconds for VirtualBox to unregister a machine and de
 
 
 def worker_argv() -> list[str]:
-    # -P: files of the current directory, a slot, must not pass for modules of ours.
-    return [sys.executable, "-P", "-m", WORKER]
+    return module_argv(WORKER)
 
 
 def worker_environment(environment: dict[str, str]) -> dict[str, str]:

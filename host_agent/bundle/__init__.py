@@ -1,0 +1,1 @@
+"""`vmctl bundle`: a frozen wrapper and a job as a version of a BOINC application."""

@@ -1,0 +1,59 @@
+"""What goes into the frozen wrapper. Run by path, in a process of its own, because cx_Freeze works on `sys.path`:
+
+python -I recipe.py TARGET SOURCES LIBRARIES [OPTIONAL PART THAT IS LEFT OUT]...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Programs that are started by name (`host_agent/programs.py`), and modules that are named only in strings.
+PROGRAMS = ("host_agent.main", "host_agent.hypervisors.leash", "host_agent.hypervisors.fd_passing")
+INCLUDES = (*PROGRAMS, "lxml._elementpath", "encodings.idna")
+OPTIONAL = {
+    "virtualbox": ("host_agent.hypervisors.virtualbox", "virtualbox", "vboxapi", "win32com", "pythoncom", "pywintypes"),
+    "monitor": ("host_agent.monitor",),
+}
+# For the scripts of a job (`programs.script_argv`): small, and what scripts on a volunteer's host are made of.
+FOR_SCRIPTS = """
+    argparse array base64 binascii bisect calendar collections configparser contextlib copy csv dataclasses datetime
+    decimal enum fnmatch fractions functools glob gzip hashlib heapq html io itertools json logging math operator os
+    pathlib pickle platform pprint queue random re secrets shutil signal socket statistics string struct subprocess
+    tarfile tempfile textwrap threading time traceback types typing uuid xml.etree.ElementTree zipfile zlib
+"""
+EXCLUDES = """
+    _pytest asyncio.test cffi concurrent.futures.process cryptography ctypes.test curses distutils doctest ensurepip
+    host_agent.bundle host_agent.vmctl hypothesis idlelib lib2to3 lxml.builder lxml.cssselect lxml.html
+    lxml.isoschematron lxml.objectify lxml.sax multiprocessing mypy numpy pdb pip pkg_resources pydoc pydoc_data
+    pytest readline setuptools sqlite3 tests tkinter turtle twisted.conch twisted.mail twisted.names twisted.trial
+    twisted.words unittest venv vm_images wheel xmlrpc
+"""
+
+
+def main(target: str, sources: str, libraries: str, *left_out: str) -> None:
+    # The wheels that were made for old systems come before those that this Python has.
+    sys.path[:0] = [libraries, sources]
+    from cx_Freeze import Executable, Freezer
+
+    optional = {name for name in OPTIONAL if name not in left_out}
+    schema = Path("host_agent/wrapper/job.rng")
+    includes = [*INCLUDES, *FOR_SCRIPTS.split()]
+    if "virtualbox" in optional:
+        includes.append("host_agent.hypervisors.virtualbox.worker")
+    Freezer(
+        [Executable(Path(sources) / "host_agent/frozen.py", target_name="vmwrapper")],
+        includes=includes,
+        excludes=[*EXCLUDES.split(), *(module for name in left_out for module in OPTIONAL[name])],
+        bin_includes=["libz.so"],  # the one library that wheels take from the system; a small system may lack it
+        optimize=2,
+        target_dir=target,
+        silent=1,
+        zip_include_packages=["*"],
+        zip_exclude_packages=[],
+        zip_includes=[(Path(sources) / schema, schema)],
+    ).freeze()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
