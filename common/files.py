@@ -22,6 +22,16 @@ KEEPER_SOCKET = "keeper.sock"
 LONGEST_SOCKET = 107  # bytes of a Unix socket's path
 
 
+def failed_console(slot: Path, vm: str) -> Path:
+    """The console of a VM that failed."""
+    return slot / f"vm_failed_{vm.replace(' ', '_')}.console.log"
+
+
+def failed_screen(slot: Path, vm: str) -> Path:
+    """A picture of its screen."""
+    return slot / f"vm_failed_{vm.replace(' ', '_')}.screen.png"
+
+
 def runtime_dir() -> Path:
     """This user's private place for sockets and endpoint files: short, on local disk, mode 0700.
 

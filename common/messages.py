@@ -441,6 +441,15 @@ def decode(body: bytes) -> Envelope:
     return Envelope(message, sender, receiver, seq, ack)
 
 
+def claims(body: bytes) -> Mapping[str, str]:
+    """What a refused message says of itself, unchecked: its own guest and agent_version, where it has such texts."""
+    try:
+        head = json.loads(body.partition(b"\n")[0][:MAX_HEAD])
+        return {key: head[key][:64] for key in ("guest", "agent_version") if isinstance(head.get(key), str)}
+    except (ValueError, RecursionError, AttributeError):
+        return {}
+
+
 def proof_of(secret: str, guest: str, session: str) -> str:
     """What HELLO carries: HMAC-SHA256 (hex) of the guest and its session under the guest's secret."""
     return hmac.new(secret.encode("utf-8"), f"{guest} {session}".encode(), "sha256").hexdigest()

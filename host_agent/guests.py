@@ -39,6 +39,19 @@ class Presence(enum.Enum):
     GONE = "gone"
 
 
+class ForeignAgent(VMwrapperError):
+    """The agent in a guest is of another version, one that we do not understand."""
+
+    code = "foreign_agent"  # as in `docs/control.md`
+
+    def __init__(self, name: str, version: str, error: ProtocolError) -> None:
+        which = f"agent {version}" if version else "agent"
+        super().__init__(
+            f"The {which} in the image of the VM {name} is of another version than this host agent: {error}.",
+            "build or fetch the image anew: vmctl image build",
+        )
+
+
 class GuestListener:
     """Who is told about a guest: `requests.Requests`."""
 
@@ -106,6 +119,10 @@ class Guest:
             self._stood_s += now - self._paused_at
             self._paused_at = None
             self.last_seen = time.monotonic()
+
+    def silent_for(self) -> float:
+        """Seconds since its last word."""
+        return 0.0 if self.last_seen is None else time.monotonic() - self.last_seen
 
     @property
     def is_paused(self) -> bool:
@@ -230,6 +247,7 @@ class Guests:
                 return
         except ProtocolError as error:
             self._log.warn("refused a message: {error}", event=Happened.REFUSED, error=error, reason=str(error))
+            self._look_at_refused(messages.claims(body), error)
             return
         guest = self._by_session.get(envelope.sender)
         if guest is None:
@@ -237,6 +255,15 @@ class Guests:
             return
         self._seen(guest)
         guest.link.received(envelope)
+
+    def _look_at_refused(self, claims: Mapping[str, str], error: ProtocolError) -> None:
+        """A guest that is awaited and cannot be understood will not be understood later either."""
+        guest = self._guests.get(claims.get("guest", ""))
+        if guest is None or guest.presence is not Presence.WAITING:
+            return
+        arrivals, guest.arrivals = guest.arrivals, []
+        for waiter in arrivals:
+            waiter.errback(ForeignAgent(guest.name, claims.get("agent_version", ""), error))
 
     def beacon(self, body: bytes) -> None:
         """A body from the presence topic: other hosts' guests are heard there too."""

@@ -105,7 +105,9 @@ class Operations:
         return self._vms.describe(vm)
 
     async def stop_vm(self, args: dict[str, Any], update: Update) -> None:
-        await self._vms.stop(self._vm(args))
+        vm = self._vm(args)
+        if _text(args, "instance") in ("", vm.guest.id):
+            await self._vms.stop(vm)
 
     async def pause_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)

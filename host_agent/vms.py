@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import attrs
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from common.broker_link import Credentials
@@ -25,17 +27,19 @@ from common.errors import ConfigError, VMwrapperError
 
 from .broker.access import BrokerAccess
 from .events import Happened
-from .guests import Guest, Guests, Identity, Presence
-from .hypervisors.base import Hypervisor, HypervisorError, Machine, MachineSpec, MachineState
+from .guests import ForeignAgent, Guest, Guests, Identity, Presence
+from .hypervisors.base import Hypervisor, HypervisorError, HypervisorHangs, Machine, MachineSpec, MachineState
 from .hypervisors.images import NO_IMAGE, Image, image_for, load_image
 from .once import Once
 from .requests import Requests
 from .state import AgentState, VmRecord
+from .trouble import Stall, Troubles, Watched, keep_console, keep_what_is_left
 
 BROKER_PORT = 61613  # as guests see them, at the hypervisor's gateway
 FILES_PORT = 61614
 START_DEADLINE = 180.0  # seconds from the start to the agent's HELLO
 CONSOLE_LINES = 12
+PROGRESS_EVERY = 15.0  # seconds between words about a start that takes long
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
 
@@ -44,6 +48,10 @@ StateUpdate = Callable[[str, str], None]  # state, reason
 
 class VMFailed(VMwrapperError):
     """A VM did not start, or ended by itself."""
+
+    def __init__(self, sentence: str, hint: str = "", code: str = "") -> None:
+        super().__init__(sentence, hint)
+        self.code = code or "vm_failed"
 
 
 class VMExists(ConfigError):
@@ -68,6 +76,9 @@ class VirtualMachine:
     directory: Path
     machine: Machine | None = None
     reason: str = ""
+    failing: str = ""  # why we end it as failed
+    held: bool = False  # somebody wants it to stand still
+    stalled: Stall | None = None
     ending: bool = False
     adopting: bool = False  # what happened to it before is not news, and it may go back to a snapshot
     end: Once | None = attrs.field(default=None, repr=False)
@@ -126,6 +137,7 @@ class VirtualMachines:
         self._state = state
         self._services_for = services_for
         self._vms: dict[str, VirtualMachine] = {}
+        self._troubles = Troubles(clock, lambda: self, self._fail)
 
     def __iter__(self) -> Iterator[VirtualMachine]:
         return iter(list(self._vms.values()))
@@ -184,9 +196,10 @@ class VirtualMachines:
             self.keep(guest)
             vm.machine = await self._hypervisor.create(self._spec(vm))
             await vm.machine.start()
-            arrival = vm.guest.wait_present()
-            arrival.addTimeout(deadline or START_DEADLINE, self._clock)
-            await arrival
+            with self._progress_of(vm):
+                arrival = vm.guest.wait_present()
+                arrival.addTimeout(deadline or START_DEADLINE, self._clock)
+                await arrival
         except Exception as error:
             failed = await self._give_up(vm, error, deadline or START_DEADLINE)
             waiting, vm.starting = vm.starting or [], None
@@ -199,6 +212,26 @@ class VirtualMachines:
         for waiter in waiting:
             waiter.callback(None)
         return vm
+
+    @contextmanager
+    def _progress_of(self, vm: VirtualMachine) -> Iterator[None]:
+        """Tell who waits for its agent that something goes on, and what."""
+        began = self._clock.seconds()
+
+        def tell() -> None:
+            said = vm.machine.console_tail(1) if vm.machine is not None else ""
+            words = f"for {self._clock.seconds() - began:.0f} s, and its agent has not answered yet"
+            state = vm.machine.state.value if vm.machine is not None else MachineState.DEFINED.value
+            for watcher in vm.watchers:
+                watcher(state, f"{words}; its console says: {said.strip()[:200]}" if said.strip() else words)
+
+        telling = LoopingCall(tell)
+        telling.clock = self._clock
+        telling.start(PROGRESS_EVERY, now=False)
+        try:
+            yield
+        finally:
+            telling.stop()
 
     def keep(self, guest: Guest) -> None:
         """Write down what a successor of this host agent has to know about a VM."""
@@ -314,6 +347,7 @@ class VirtualMachines:
     async def _give_up(self, vm: VirtualMachine, error: Exception, deadline: float) -> VMFailed:
         """Remove what there is of it; returns why."""
         console = vm.machine.console_tail(CONSOLE_LINES) if vm.machine is not None else ""
+        kept = await keep_what_is_left(self._clock, vm, screen=True)
         await self.stop(vm, "it did not start")
         if isinstance(error, defer.TimeoutError):
             sentence = f"The VM {vm.name} runs, but its agent did not answer within {deadline:.0f} s."
@@ -325,7 +359,9 @@ class VirtualMachines:
             self._log.failure("the VM {name} failed", name=vm.name)
             sentence = f"The VM {vm.name} failed: {error!r}"
         hint = f"the console's last lines:\n{_indent(console)}" if console else "vmctl doctor looks for the cause"
-        return VMFailed(sentence, hint)
+        if kept:
+            hint += f"\nkept: {', '.join(str(path) for path in kept)}"
+        return VMFailed(sentence, error.hint if isinstance(error, ForeignAgent) else hint, getattr(error, "code", ""))
 
     def _state_changed(self, vm: VirtualMachine, state: MachineState, reason: str) -> None:
         tell = self._log.warn if state is MachineState.CRASHED else self._log.info
@@ -343,8 +379,13 @@ class VirtualMachines:
             vm.guest.paused(self._clock.seconds())
         elif state is MachineState.RUNNING:
             vm.guest.resumed(self._clock.seconds())
+        if state is MachineState.PAUSED and reason and not vm.held:
+            self._troubles.stopped_by_hypervisor(vm, reason)
         if vm.ending or vm.adopting or state not in (MachineState.CRASHED, MachineState.STOPPED):
             return
+        if vm.failing:
+            state, reason, vm.failing = MachineState.CRASHED, vm.failing, ""
+        keep_console(vm)
         verb = "ended unexpectedly" if state is MachineState.CRASHED else "was powered off by its guest"
         vm.reason = f"The VM {vm.name} {verb}" + (f": {reason}" if reason else "")
         console = vm.machine.console_tail(CONSOLE_LINES) if vm.machine is not None else ""
@@ -404,16 +445,43 @@ class VirtualMachines:
         await self._machine(vm).delete_snapshot(name)
         self._state.mark_file(vm.guest.id, name).unlink(missing_ok=True)
 
+    def _fail(self, vm: Watched, reason: str) -> None:
+        """A VM does not do its work: end it, as if it had crashed for this reason."""
+        assert isinstance(vm, VirtualMachine)
+        if vm.machine is None or vm.failing or vm.ending:
+            return
+        self._log.warn("{name} is ended: {reason}", name=vm.name, reason=reason)
+        vm.failing, vm.stalled = reason, None
+        ended = Deferred.fromCoroutine(self._end_failed(vm, vm.machine))
+        ended.addErrback(lambda failure: self._log.failure("{name} could not be ended", failure, name=vm.name))
+
+    async def _end_failed(self, vm: VirtualMachine, machine: Machine) -> None:
+        await keep_what_is_left(self._clock, vm, screen=True)
+        await machine.power_off()
+
     async def pause(self, vm: VirtualMachine) -> None:
-        await self._machine(vm).pause()
+        before, vm.held = vm.held, True
+        try:
+            await self._machine(vm).pause()
+        except HypervisorHangs as error:
+            self._fail(vm, str(error))  # it may compute on, though the volunteer wants quiet
+            raise
+        except BaseException:
+            vm.held = before
+            raise
 
     async def resume(self, vm: VirtualMachine) -> None:
         machine = self._machine(vm)
+        vm.held = False
         if machine.state is MachineState.SAVED:
             self._guests.restored(vm.guest)
             await machine.start()
         else:
-            await machine.resume()
+            try:
+                await machine.resume()
+            except HypervisorHangs as error:
+                self._fail(vm, str(error))
+                raise
 
     def _machine(self, vm: VirtualMachine) -> Machine:
         if vm.machine is None:
@@ -422,6 +490,7 @@ class VirtualMachines:
 
     async def stop_all(self) -> None:
         """End every VM, but those that are saved: they wait for the next host agent with this state."""
+        self._troubles.stop()
         ending = [self._leave(vm) if self._is_kept(vm) else self.stop(vm, "the host agent ends") for vm in self]
         await gatherResults(ending)
 

@@ -27,6 +27,10 @@ class HypervisorError(VMwrapperError):
     """The hypervisor could not do what was asked; the sentence carries its own words."""
 
 
+class HypervisorHangs(HypervisorError):
+    """It does not answer."""
+
+
 class MachineState(enum.Enum):
     """Where a VM stands. `Machine` moves only along the arrows of `docs/architecture.md`."""
 
@@ -144,6 +148,9 @@ class Machine(Protocol):
 
     def cpu_seconds(self) -> float:
         """CPU time that the VM has used on the host since it was made, in seconds."""
+
+    def screen(self, path: Path) -> Deferred[bool]:
+        """Write a picture of the guest's screen (PNG) to a file; False when it has none. May fail."""
 
     def console_tail(self, lines: int = 20) -> str:
         """The last lines of the guest's console, printable characters only."""

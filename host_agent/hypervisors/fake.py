@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -35,6 +36,7 @@ class Script:
     powers_off_after: float | None = None  # seconds after its start, by the guest itself
     power_off_takes: float = 0.0
     console: str = ""
+    screen: bytes = b""  # empty: it has none
 
 
 class FakeHypervisor:
@@ -228,6 +230,15 @@ class FakeMachine:
             self._cpu_seconds += (now - self._started) / 10
             self._started = now
         return self._cpu_seconds
+
+    def screen(self, path: Path) -> Deferred[bool]:
+        if self.script.screen:
+            path.write_bytes(self.script.screen)
+        return succeed(bool(self.script.screen))
+
+    def stall(self, reason: str) -> None:
+        """The hypervisor stops the VM by itself."""
+        self._change(MachineState.PAUSED, reason)
 
     def console_tail(self, lines: int = 20) -> str:
         return "\n".join(self.script.console.splitlines()[-lines:]) if lines > 0 else ""

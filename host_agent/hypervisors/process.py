@@ -256,6 +256,9 @@ class ProcessMachine:
     def cpu_seconds(self) -> float:
         return self._cpu_time.look(self.pid)
 
+    def screen(self, path: Path) -> Deferred[bool]:
+        return succeed(False)
+
     def console_tail(self, lines: int = 20) -> str:
         try:
             text = (self.spec.directory / CONSOLE).read_text("utf-8", "replace")

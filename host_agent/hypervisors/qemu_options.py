@@ -34,7 +34,9 @@ def command_line(
     argv += ["-chardev", f"socket,id=monitor,path={_value(place / 'qmp.sock')},server=off,reconnect=1"]
     argv += ["-mon", "chardev=monitor,mode=control"]
     argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
-    if image.kernel is not None:
+    if image.kernel is None:
+        argv += ["-device", "VGA,vgamem_mb=4"]  # boot loaders write there; our own kernels have no screen at all
+    else:
         argv += ["-kernel", str(image.kernel), "-append", image.cmdline]
         argv += ["-initrd", str(image.initrd)] if image.initrd is not None else []
     argv += ["-drive", f"if=none,id=disk,format=qcow2,discard=unmap,cache=writeback,file={_value(disk)}"]

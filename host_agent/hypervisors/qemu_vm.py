@@ -27,6 +27,7 @@ from .base import HypervisorError, MachineSpec, MachineState
 from .cpu_time import CpuTime
 from .guest_ports import GuestPorts
 from .host_line import HostLine
+from .host_memory import oom_kills
 from .leash import CONSOLE, CONSOLE_BYTES
 from .qemu_disk import Disk
 from .qemu_memory import Memory
@@ -68,6 +69,8 @@ class QemuVm:
         self._busy = False  # one is under way: what QEMU says of pauses is its doing
         self._asked_to_end: MachineState | None = None  # the state that an end which we want leads to
         self._guest_ended = ""  # QEMU's reason in its SHUTDOWN event
+        self._stalled = ""  # why QEMU is about to stop the guest by itself
+        self._killed_for_memory = oom_kills()  # on this host, before
         self._cpu_time = CpuTime()
         self._left = False
         self._stopped_at = 0.0
@@ -107,6 +110,7 @@ class QemuVm:
     async def _launch(self, how: str, config: Path | None, *more: str, after: MachineState | None = None) -> QMP:
         """Start QEMU and wait until it answers. `after` is the state that an end is to lead to."""
         self._asked_to_end, self._guest_ended = after, ""
+        self._killed_for_memory = oom_kills()
         self._change(MachineState.STARTING, how)
         self._listen()
         forwards = self._ports.forwards(GATEWAY)
@@ -158,6 +162,9 @@ class QemuVm:
         if name == "SHUTDOWN":
             self._cpu_time.look(self.pid)  # while its process can still be asked
             self._guest_ended = str(data.get("reason", "")) if data.get("guest") else ""
+        elif name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
+            full = "this computer's disk is full" if data.get("nospace") else "this computer's disk fails"
+            self._stalled = f"{full}: {data.get('reason') or 'the guest cannot write'}"
         elif name == "STOP" and self._busy:
             self._stopped_at = self._reactor.seconds()
         elif name == "MIGRATION":
@@ -165,7 +172,8 @@ class QemuVm:
         elif self._busy:
             pass
         elif name == "STOP" and self.state is MachineState.RUNNING:
-            self._change(MachineState.PAUSED)
+            self._change(MachineState.PAUSED, self._stalled)
+            self._stalled = ""
         elif name == "RESUME" and self.state is MachineState.PAUSED:
             self._change(MachineState.RUNNING)
 
@@ -195,6 +203,8 @@ class QemuVm:
             return MachineState.STOPPED, "the guest powered itself off"
         if self._guest_ended:
             return MachineState.CRASHED, "the guest's kernel failed or restarted"
+        if how.signal == signal.SIGKILL and oom_kills() > self._killed_for_memory:
+            return MachineState.CRASHED, "this computer ran out of memory, and its system ended QEMU"
         return MachineState.CRASHED, str(how)
 
     # -- steering
@@ -291,6 +301,11 @@ class QemuVm:
     def cpu_seconds(self) -> float:
         """Of the process that runs now, or ran last."""
         return self._cpu_time.look(self.pid)
+
+    def screen(self, path: Path) -> Deferred[bool]:
+        if self.spec.image.kernel is not None or self._qmp is None:
+            return succeed(False)
+        return self._qmp.execute("screendump", filename=str(path), format="png").addCallback(lambda _: True)
 
     def console_tail(self, lines: int = 20) -> str:
         try:

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
-from .base import HypervisorError
+from .base import HypervisorError, HypervisorHangs
 
 DEADLINE = 30.0  # seconds for the answer to a command
 
@@ -52,7 +52,7 @@ class QMP(LineOnlyReceiver):
     def _late(self, failure: Failure, command: str) -> Any:
         failure.trap(HypervisorError, defer.TimeoutError)
         if failure.check(defer.TimeoutError):
-            raise HypervisorError(f"QEMU hangs: no answer to {command} within {DEADLINE:.0f} s", "end the VM")
+            raise HypervisorHangs(f"QEMU hangs: no answer to {command} within {DEADLINE:.0f} s", "end the VM")
         return failure
 
     def pass_descriptor(self, name: str, descriptor: int) -> Deferred[Any]:

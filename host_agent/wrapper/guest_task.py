@@ -20,6 +20,7 @@ from typing import Any
 import attrs
 
 from common.errors import VMwrapperError
+from common.files import failed_console
 
 from ..control_client import ControlClient, ControlError
 from .agent_process import AgentLink
@@ -33,8 +34,9 @@ from .state import CommandRecord, StateFile
 from .tasks import ENDED_EARLY, TIME_LIMIT, Left, TaskEnd, TaskError, TaskState
 
 FRACTION_FILE = "fraction_done"  # in the guest's home, when the job names no other
-START_DEADLINE_S = 600.0  # a cold boot without hardware virtualisation is slow
+START_DEADLINE_S = 180.0  # an emulated boot takes seven seconds on an idle computer; many may be busy on this one
 LOOK_AGAIN_S = 1.0  # at a VM whose agent has not come back yet
+CONSOLE_BYTES = 4096  # of a failed VM's console, in our log
 
 Step = Callable[[ControlClient], None]
 _IN_VM = (TaskState.COPYING_IN, TaskState.RUNNING, TaskState.COPYING_OUT)
@@ -65,6 +67,7 @@ class GuestTask:
     _cpu_s: float = 0.0
     _fraction: float = 0.0
     _stderr_start: int = 0
+    _retried: bool = False  # a VM failed, and the task has begun anew in another one
     _end: TaskEnd | None = None
     _error: TaskError | None = None
 
@@ -176,11 +179,12 @@ class GuestTask:
                 self._found(vm)
                 return
             if vm.get("state") in ("crashed", "stopped"):
-                self._steps.append(self._remove_vm)
+                self._steps.append(partial(self._remove_vm, vm.get("instance")))
         self._steps.append(self._start_vm)
 
-    def _remove_vm(self, client: ControlClient) -> None:
-        self._ask(client, "stop_vm", self._vm())
+    def _remove_vm(self, instance: object, client: ControlClient) -> None:
+        """That one, not one that another task of the group has made meanwhile."""
+        self._ask(client, "stop_vm", {**self._vm(), "instance": instance})
 
     def _found(self, vm: Mapping[str, Any]) -> None:
         if vm.get("state") != "running":
@@ -188,7 +192,7 @@ class GuestTask:
         elif vm.get("agent") == "present":
             self._vm_ready(vm)
         elif vm.get("agent") == "gone":
-            self._steps += [self._remove_vm, self._start_vm]
+            self._steps += [partial(self._remove_vm, vm.get("instance")), self._start_vm]
         elif time.monotonic() < self._patience_until:  # the host agent was restarted, and the guest is not back yet
             self._not_before = time.monotonic() + LOOK_AGAIN_S
             self._steps.append(self._look_for_vm)
@@ -283,8 +287,7 @@ class GuestTask:
         self._cpu_s = max(self._cpu_s, _number(result.get("user_s")) + _number(result.get("system_s")))
         outcome, reason = result.get("outcome"), str(result.get("reason") or "")
         if outcome == "lost":
-            self._forget_command()
-            self._fail(f"what became of its program is not known: {reason}", passing=True)
+            self._vm_failed(f"what became of its program is not known: {reason}")
             return
         if outcome == "exited":
             end = TaskEnd(int(_number(result.get("exit_code"))), on_purpose=self._on_purpose)
@@ -371,8 +374,41 @@ class GuestTask:
             return
         if error.code == "no_vm" and self.state is not TaskState.STARTING_VM:
             self._forget_command()
-        doing = f"{_DOING[call]}{f' ({what})' if what else ''}"
-        self._fail(f"{doing}: {error}", error.hint, passing=error.code in _PASSING.get(call, _PASSING[""]))
+        if call == "stop_vm" and error.code == "no_vm":
+            return  # another task of the group was quicker
+        text = f"{_DOING[call]}{f' ({what})' if what else ''}: {error}"
+        passing = error.code in _PASSING.get(call, _PASSING[""])
+        if error.code in _VM_FAILED:
+            self._vm_failed(text, error.hint)
+        elif call in ("put", "get") and not self._retried:
+            self._steps = [partial(self._see_whether_vm_failed, text, error.hint, passing)]
+        else:
+            self._fail(text, error.hint, passing=passing)
+
+    def _see_whether_vm_failed(self, text: str, hint: str, passing: bool, client: ControlClient) -> None:
+        """A copy fails because of its files, or because the VM is gone."""
+
+        def listed(result: Mapping[str, Any]) -> None:
+            ours = [vm for vm in result.get("vms") or () if vm.get("vm") == self.task.virtualmachine]
+            if not ours or ours[0].get("state") in ("crashed", "stopped"):
+                self._vm_failed(text, hint)
+            else:
+                self._fail(text, hint, passing=passing)
+
+        self._ask(client, "vms", {}, listed)
+
+    def _vm_failed(self, text: str, hint: str = "") -> None:
+        """Once the task begins anew by itself, in a new VM (one with a checkpoint has gone back to it already)."""
+        name = self.task.virtualmachine
+        console = failed_console(self.slot, name)
+        self.log.append_tail(f"the end of the console of the virtual machine {name}", console, CONSOLE_BYTES)
+        self._forget_command()
+        if self._retried:
+            self._fail(text, hint, passing=True)
+            return
+        self._retried, self._started, self._fraction = True, False, 0.0
+        self.log.say(f"{self.task.title}: {text}\nbeginning it anew in a new virtual machine, this once")
+        self._enter(TaskState.STARTING_VM, [self._look_for_vm])
 
     def _fail(self, text: str, hint: str = "", passing: bool = False) -> None:
         self._error = TaskError(f"{self.task.title}: {text}", hint, passing)
@@ -423,6 +459,9 @@ _DOING = {
     "get": "a file could not be copied out of the virtual machine",
 }
 
+
+# The VM is of no more use, and a new one may be.
+_VM_FAILED = frozenset({"vm_failed", "agent_silent", "no_vm"})
 
 # By call: the host agent's codes for what may be different in a while. A file that a program did not make is not.
 _PASSING = {

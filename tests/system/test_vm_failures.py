@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.task import deferLater
 
+from host_agent import trouble, vms
 from host_agent.agent import HostAgent, build_host_agent
+from host_agent.guests import SILENT_AFTER, Presence
+from host_agent.hypervisors.base import HypervisorHangs, MachineState
 from host_agent.hypervisors.fake import FakeHypervisor, Script
 from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.state import open_state
-from host_agent.vms import VMFailed
+from host_agent.vms import VirtualMachine, VMExists, VMFailed
 
 
 @pytest_twisted.async_yield_fixture()
@@ -47,7 +53,9 @@ async def test_a_vm_that_does_not_start(
         await agent._vms.start("vm", NO_IMAGE, tmp_path / "vms", deadline=1.0, watch=lambda state, reason: None)
     assert hint in failed.value.hint
     assert list(agent._vms) == []
-    assert list((tmp_path / "vms").iterdir()) == []
+    assert [path.name for path in (tmp_path / "vms").iterdir()] == (
+        ["vm_failed_vm.console.log"] if script.console else []
+    )
 
 
 @pytest_twisted.ensureDeferred
@@ -70,3 +78,143 @@ async def test_a_bad_name_starts_nothing(agent: HostAgent, tmp_path: Path, name:
     with pytest.raises(Exception, match="cannot name a VM"):
         await agent._vms.start(name, NO_IMAGE, tmp_path / "vms", watch=lambda state, reason: None)
     assert not (tmp_path / "vms").exists()
+
+
+async def ready(agent: HostAgent, parent: Path) -> VirtualMachine:
+    """A VM whose agent has answered, as far as the host agent knows."""
+    starting = agent._vms.start("vm", NO_IMAGE, parent, watch=lambda state, reason: None)
+    started = Deferred.fromCoroutine(starting)
+    (vm,) = agent._vms
+    await until(lambda: vm.machine is not None and vm.machine.state is MachineState.RUNNING)
+    arrivals, vm.guest.arrivals = vm.guest.arrivals, []
+    vm.guest.presence, vm.guest.last_seen = Presence.PRESENT, time.monotonic()
+    for waiter in arrivals:
+        waiter.callback(None)
+    await started
+    return vm
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        await deferLater(reactor, 0.01)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_silent_agent_is_given_up(agent: HostAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent.fake.script = Script(console="hung", screen=b"PNG")  # type: ignore[attr-defined]
+    vm = await ready(agent, tmp_path)
+    vm.guest.presence = Presence.SILENT
+    vm.guest.last_seen = time.monotonic() - SILENT_AFTER - trouble.SILENT_MOST + 60
+    agent._vms._troubles._look()
+    assert not vm.failing, "it has some time left"
+    vm.guest.last_seen -= 61
+    vm.held = True
+    agent._vms._troubles._look()
+    assert not vm.failing, "a paused VM says nothing"
+    vm.held = False
+    agent._vms._troubles._look()
+    await until(lambda: bool(vm.reason))
+    assert "ended unexpectedly: it runs, but its agent has said nothing for 1" in vm.reason
+    assert vm.guest.presence is Presence.GONE
+    assert (tmp_path / "vm_failed_vm.console.log").read_text() == "hung\n"
+    assert (tmp_path / "vm_failed_vm.screen.png").read_bytes() == b"PNG"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_vm_that_stands_still_by_itself(agent: HostAgent, tmp_path: Path) -> None:
+    """A full disk: it is let go on now and then, and when that does not help it fails with the reason."""
+    vm = await ready(agent, tmp_path)
+    machine = agent.fake.machines[-1]  # type: ignore[attr-defined]
+    machine.stall("this computer's disk is full")
+    agent._vms._troubles._look()
+    assert machine.calls[-1] == "resume"
+    assert machine.state is MachineState.RUNNING
+    machine.stall("this computer's disk is full")
+    assert vm.stalled is not None
+    vm.stalled.since -= trouble.STALL_MOST + 1
+    agent._vms._troubles._look()
+    await until(lambda: bool(vm.reason))
+    assert "The VM vm ended unexpectedly: this computer's disk is full, for 12" in vm.reason
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_pause_that_was_asked_for_is_left_alone(agent: HostAgent, tmp_path: Path) -> None:
+    vm = await ready(agent, tmp_path)
+    await agent._vms.pause(vm)
+    agent._vms._troubles._look()
+    assert vm.machine is not None and vm.machine.state is MachineState.PAUSED
+    assert vm.stalled is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_hypervisor_that_hangs_when_it_is_to_pause(agent: HostAgent, tmp_path: Path) -> None:
+    vm = await ready(agent, tmp_path)
+    machine = agent.fake.machines[-1]  # type: ignore[attr-defined]
+    machine.pause = lambda: fail(HypervisorHangs("QEMU hangs: no answer to stop within 30 s"))
+    with pytest.raises(HypervisorHangs):
+        await agent._vms.pause(vm)
+    await until(lambda: bool(vm.reason))
+    assert vm.reason == "The VM vm ended unexpectedly: QEMU hangs: no answer to stop within 30 s"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_guest_with_another_agent_is_named_at_once(agent: HostAgent, tmp_path: Path) -> None:
+    starting = agent._vms.start("vm", NO_IMAGE, tmp_path, deadline=60.0, watch=lambda state, reason: None)
+    started = Deferred.fromCoroutine(starting)
+    (vm,) = agent._vms
+    await until(lambda: bool(vm.guest.arrivals))
+    for head in ({"t": "HELLO", "v": 99}, {"t": "HELLO", "v": 99, "guest": "g-0"}, ["no", "message"]):
+        agent._guests.received(json.dumps(head).encode())
+    assert vm.guest.arrivals, "that was not this guest"
+    agent._guests.received(json.dumps({"t": "HELLO", "v": 0, "guest": vm.guest.id, "agent_version": "0.0.1"}).encode())
+    with pytest.raises(VMFailed) as failed:
+        await started
+    assert failed.value.code == "foreign_agent"
+    assert str(failed.value) == (
+        "The agent 0.0.1 in the image of the VM vm is of another version than this host agent: "
+        "a message speaks protocol version 0, not 1."
+    )
+    assert failed.value.hint == "build or fetch the image anew: vmctl image build"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_that_takes_long_tells_of_it(
+    agent: HostAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vms, "PROGRESS_EVERY", 0.1)
+    agent.fake.script = Script(console="Loading, please wait")  # type: ignore[attr-defined]
+    told: list[str] = []
+    with pytest.raises(VMFailed):
+        await agent._vms.start(
+            "vm", NO_IMAGE, tmp_path, deadline=1.0, watch=lambda state, reason: told.append(f"{state} {reason}")
+        )
+    assert "running for 0 s, and its agent has not answered yet; its console says: Loading, please wait" in told
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_asks_for_a_vm_that_is_starting_waits_for_the_same(agent: HostAgent, tmp_path: Path) -> None:
+    first = Deferred.fromCoroutine(agent._vms.start("vm", NO_IMAGE, tmp_path, watch=lambda state, reason: None))
+    second = Deferred.fromCoroutine(agent._vms.start("vm", NO_IMAGE, tmp_path, watch=lambda state, reason: None))
+    (vm,) = agent._vms
+    await until(lambda: bool(vm.guest.arrivals))
+    arrivals, vm.guest.arrivals = vm.guest.arrivals, []
+    for waiter in arrivals:
+        waiter.callback(None)
+    assert await gatherResults([first, second]) == [vm, vm]
+    assert len(agent.fake.machines) == 1  # type: ignore[attr-defined]
+    with pytest.raises(VMExists):
+        await agent._vms.start("vm", NO_IMAGE, tmp_path, watch=lambda state, reason: None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_waits_for_a_vm_that_does_not_start_hears_of_it(agent: HostAgent, tmp_path: Path) -> None:
+    agent.fake.script = Script(dies_after=0.1, dies_of="killed by signal 11")  # type: ignore[attr-defined]
+    both = [
+        Deferred.fromCoroutine(agent._vms.start("vm", NO_IMAGE, tmp_path, watch=lambda state, reason: None))
+        for _ in range(2)
+    ]
+    for each in both:
+        with pytest.raises(VMFailed, match="killed by signal 11"):
+            await each

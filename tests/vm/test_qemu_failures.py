@@ -16,11 +16,12 @@ from pytest_twisted import ensureDeferred
 from twisted.internet import reactor as _reactor
 from twisted.internet.task import deferLater
 
-from host_agent.hypervisors import qmp
+from host_agent.hypervisors import host_memory, qemu_vm, qmp
 from host_agent.hypervisors.base import HypervisorError, MachineSpec, MachineState
 from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.leash import CONSOLE, CONSOLE_BYTES
 from host_agent.hypervisors.qemu import QemuHypervisor
+from host_agent.hypervisors.qemu_machine import QemuMachine
 from host_agent.ledger import ledger_dir
 from tests.contract.hypervisor_contract import Told, state_of
 
@@ -148,3 +149,49 @@ async def test_the_guest_ends_while_a_state_is_written(guest: Guest) -> None:
     assert state_of(guest.machine) is MachineState.CRASHED
     assert "signal 9" in told(guest).reasons[-1]
     assert await guest.machine.snapshots() == []
+
+
+@ensureDeferred
+async def test_a_disk_without_a_system_its_screen_and_its_ends(
+    spec: MachineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a boot loader shows that finds nothing; a full disk, as QEMU tells it; an end for want of memory."""
+    image = attrs.evolve(spec.image, kernel=None, initrd=None, cmdline="", warm_start=False)
+    machine = await QemuHypervisor(reactor).create(attrs.evolve(spec, image=image))
+    seen = spec.on_state
+    assert isinstance(seen, Told)
+    try:
+        await machine.start()
+        assert await machine.screen(tmp_path / "screen.png")
+        picture = (tmp_path / "screen.png").read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
+
+        assert isinstance(machine, QemuMachine)
+        machine.monitor_event("BLOCK_IO_ERROR", {"action": "stop", "nospace": True, "reason": "No space left"})
+        machine.monitor_event("STOP", {})
+        assert (machine.state, seen.reasons[-1]) == (
+            MachineState.PAUSED,
+            "this computer's disk is full: No space left",
+        )
+        await machine.resume()
+        assert state_of(machine) is MachineState.RUNNING
+
+        monkeypatch.setattr(qemu_vm, "oom_kills", lambda: 2**31)
+        assert machine.pid is not None
+        os.kill(machine.pid, signal.SIGKILL)
+        for _ in range(300):
+            if state_of(machine) is MachineState.CRASHED:
+                break
+            await deferLater(reactor, 0.1)
+        assert seen.reasons[-1] == "this computer ran out of memory, and its system ended QEMU"
+        assert not await machine.screen(tmp_path / "screen.png")
+    finally:
+        await machine.destroy()
+
+
+def test_the_system_says_how_often_memory_was_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host_memory.oom_kills() >= 0
+    monkeypatch.setattr(host_memory, "VMSTAT", tmp_path / "vmstat")
+    assert host_memory.oom_kills() == 0
+    (tmp_path / "vmstat").write_text("nr_free_pages 1\noom_kill 7\n")
+    assert host_memory.oom_kills() == 7

@@ -6,11 +6,12 @@ import os
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
 import psutil
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -356,6 +357,9 @@ class VirtualBoxMachine:
 
     def cpu_seconds(self) -> float:
         return self._record.cpu_before + self._cpu_time.look(self.pid)
+
+    def screen(self, path: Path) -> Deferred[bool]:
+        return succeed(False)
 
     def console_tail(self, lines: int = 20) -> str:
         return self._console.tail(lines)

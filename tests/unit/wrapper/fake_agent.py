@@ -3,9 +3,10 @@
     python fake_agent.py GUEST_DIRECTORY [ACTION=CALL ...] --state DIRECTORY
 
 `refuse=CALL` answers it with an error, `die=CALL` ends the process, `die-once=CALL` only the first time,
-`exists-once=start_vm` says that somebody else has started it, `early=1` ends it before it is ready, `keep=1` lets the
-VM and its commands outlive it, as a real agent with a state directory does. The directory is that of the VM CernVM;
-others are beside it. Every call is appended to GUEST_DIRECTORY/../calls.
+`lose-once=run` loses the VM at the program's end, `lose-vm-once=CALL` at that call; `exists-once=start_vm` says that
+somebody else has started it, `early=1` ends it before it is ready, `keep=1` lets the VM and its commands outlive it, as
+a real agent with a state directory does. The directory is that of the VM CernVM; others are beside it. Every call is
+appended to GUEST_DIRECTORY/../calls.
 """
 
 from __future__ import annotations
@@ -71,6 +72,10 @@ class Connection:
                 end_all()
                 self.send(id=number, done={})
                 os._exit(0)
+            elif action == "lose-vm-once" and not (GUEST.parent / "lost").exists():
+                (GUEST.parent / "lost").touch()
+                (STATE / f"vm-{args['vm']}").unlink()
+                self.send(id=number, error={"code": "copy_failed", "message": "The VM is gone.", "hint": ""})
             elif call == "run":
                 threading.Thread(target=self.run, args=(number, args), daemon=True).start()
             else:
@@ -125,6 +130,11 @@ class Connection:
             fraction = float((home(args["vm"]) / args["fraction_file"]).read_text())
             self.send(id=number, update="fraction", data={"fraction": fraction})
         self.send(id=number, update="usage", data={"cpu_s": 0.25, "rss_bytes": 1})
+        if PLAN.get("run") == "lose-once" and not (GUEST.parent / "lost").exists():
+            (GUEST.parent / "lost").touch()
+            (STATE / f"vm-{args['vm']}").write_text("crashed")
+            self.send(id=number, done={"outcome": "lost", "reason": "The VM is gone.", "command": command})
+            return
         if status.exists():
             done: dict[str, Any] = {"outcome": "exited", "exit_code": int(status.read_text())}
         else:
@@ -176,7 +186,13 @@ def home(vm: str) -> Path:
 
 def describe(vm: str) -> dict[str, Any]:
     instance = (STATE / f"vm-{vm}").read_text()
-    return {"vm": vm, "instance": instance, "state": "running", "agent": "present", "pid": os.getpid()}
+    return {
+        "vm": vm,
+        "instance": instance,
+        "state": "crashed" if instance == "crashed" else "running",
+        "agent": "present",
+        "pid": os.getpid(),
+    }
 
 
 BEGINNING = threading.Lock()  # a program is started and written down, or neither

@@ -161,6 +161,28 @@ def test_the_agent_dies_once(slot: Path, call: str, keep: list[str]) -> None:
     assert (len(ids) == 2) == (not keep and call in ("run", "get"))
 
 
+@pytest.mark.parametrize("plan", ["lose-once=run", "lose-vm-once=put", "lose-vm-once=get"])
+def test_a_vm_that_is_lost_is_made_anew_once(slot: Path, plan: str) -> None:
+    (slot / "vm_failed_CernVM.console.log").write_text("Kernel panic\n")
+    assert run(slot, plan) == 0
+    assert (slot / "out").read_text() == "INPUT\n"
+    assert (slot / "o").read_text() == "WORDS\n"
+    assert (slot / "e").read_text() == "worker says 5 red\n"
+    assert "beginning it anew in a new virtual machine, this once" in log(slot)
+    assert "the end of the console of the virtual machine CernVM:\nKernel panic\n" in log(slot)
+    names = [call for call, _ in calls(slot)]
+    assert names.count("start_vm") == 2
+    ids = [args["command"] for name, args in calls(slot) if name == "run"]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_vm_that_is_lost_again_is_given_up(slot: Path) -> None:
+    assert run(slot, "lose-vm-once=put", "refuse=run") == 208
+    names = [call for call, _ in calls(slot)]
+    assert names.count("start_vm") == 2
+    assert log(slot).count("beginning it anew") == 1
+
+
 def start(slot: Path) -> subprocess.Popen[bytes]:
     """The wrapper in a process of its own, to be killed; its host agent's VM and command go on."""
     code = f"""
