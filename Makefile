@@ -8,13 +8,14 @@ BUILD := build
 # What runs VMs and keeps their states, and what builds their images.
 PACKAGES := python3-venv qemu-system-x86 qemu-utils zstd mmdebstrap e2fsprogs lz4 cpio uidmap
 # What tests and benchmarks need besides: the BOINC client and its library, external brokers, their certificates,
-# a browser, Prometheus.
+# a browser, Prometheus, cctools.
 TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server \
-    chromium fonts-dejavu-core prometheus
+    chromium fonts-dejavu-core prometheus coop-computing-tools
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
-.PHONY: help example test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench bundle fuzz chaos chaos-boinc
+.PHONY: help example example-seed-2009 test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench
+.PHONY: bundle fuzz chaos chaos-boinc
 .PHONY: image setup clean
 .DEFAULT_GOAL := help
 
@@ -42,6 +43,9 @@ image: $(VENV)/ready ## build the default guest image (quick when nothing has ch
 
 example: image ## run the worker example in a virtual machine
 	@$(BIN)/python tools/run_example.py --slot $(BUILD)/example-slot
+
+example-seed-2009: image $(VENV)/peers ## run the worker example of 2009 as its slides print it, with a real ActiveMQ
+	@$(BIN)/python tools/run_seed_2009.py --slot $(BUILD)/seed-2009-slot
 
 bundle: image ## make a BOINC application version of the worker example, in build/bundle
 	@rm -rf $(BUILD)/bundle

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 
 from common import messages
+from common.errors import VMwrapperError
 
 from .broker.access import BrokerAccess, HostLink, OwnBroker
 from .broker.external import ExternalBroker
@@ -61,6 +62,7 @@ def build_host_agent(
     control = ControlServer(reactor, state.agent_id, operations)
     agent.wire(guests, vms, requests, control, events)
     agent.observation = observation
+    agent.operations = operations
     return agent
 
 
@@ -76,7 +78,10 @@ class HostAgent:
         self._broker = broker
         self._stopped = stopped
         self._link: HostLink | None = None
-        self.observation: Observation  # for those who serve it besides the control interface
+        self._arrivals: list[Deferred[None]] = []  # of those who wait for the broker
+        # For those who serve them besides the control interface.
+        self.observation: Observation
+        self.operations: Operations
         # End every VM and remove what this agent made; then tell `stopped`.
         self.shut_down = Once(self._shut_down)
 
@@ -86,17 +91,31 @@ class HostAgent:
         self._guests, self._vms, self._requests, self._control = guests, vms, requests, control
         self.events = events
 
-    async def start(self) -> Endpoint:
-        """Take up what an earlier agent left, open the broker, connect to it, listen for clients; says where."""
+    async def start(self, broker_deadline: float = 0.0) -> Endpoint:
+        """Take up what an earlier agent left, open the broker, connect to it, listen for clients; says where.
+
+        With a deadline in seconds, nobody is told where before the broker has answered.
+        """
         self.events.start()
         self._vms.expect_all()
         self._requests.load(self._guests.get)
         self._link = self._broker.link([messages.host_queue(self._broker.host), messages.PRESENCE], events=self)
         self._link.start()
+        arrival = self._first_connection(broker_deadline) if broker_deadline else None
         await self._vms.adopt_all()
         for sentence in sweep():
             self._log.info("left by an agent that died: {sentence}", sentence=sentence)
+        if arrival is not None:
+            await arrival
         return self._control.listen()
+
+    def _first_connection(self, deadline: float) -> Deferred[None]:
+        def too_late(result: object, seconds: float) -> None:
+            raise VMwrapperError(f"the broker did not answer within {seconds:.0f} s", "its own log may say why")
+
+        arrival: Deferred[None] = Deferred()
+        self._arrivals.append(arrival)
+        return arrival.addTimeout(deadline, self._reactor, too_late)
 
     def send(self, destination: str, body: bytes) -> None:
         if self._link is not None:
@@ -106,6 +125,9 @@ class HostAgent:
         self._log.info("{host} is connected to its broker", event=Happened.BROKER_CONNECTED, host=self._broker.host)
         self._broker.connected()
         self._guests.broker_connected()
+        arrivals, self._arrivals = self._arrivals, []
+        for arrival in arrivals:
+            arrival.callback(None)
 
     def broker_disconnected(self, reason: str) -> None:
         """The link to the broker tries again by itself; guests are heard again when it succeeds."""

@@ -48,6 +48,18 @@ def main(argv: list[str] | None = None) -> int:
         metavar="[HOST:]PORT",
         help="serve metrics for Prometheus at http://HOST:PORT/metrics, on the loopback (default: none)",
     )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings of the first VM controller, HostConfig.cfg: broker, hypervisor, XML-RPC; they go before options",
+    )
+    parser.add_argument(
+        "--xmlrpc",
+        metavar="[HOST:]PORT",
+        help="serve the first VM controller's XML-RPC interface at http://HOST:PORT/RPC2, on the loopback, for "
+        "everybody on this host (default: none)",
+    )
     parser.add_argument("--debug", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"vmwrapper-host-agent {__version__}")
     options = parser.parse_args(argv)
@@ -69,6 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     from .agent import build_host_agent
     from .broker.settings import BrokerSettings
     from .control import Endpoint
+    from .controller_config import BROKER_DEADLINE, ControllerConfig
     from .state import open_state
 
     start_logging("host-agent", debug=options.debug)
@@ -80,7 +93,13 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         external = BrokerSettings.load(Path(options.broker)) if options.broker is not None else None
-        hypervisor = make_hypervisor(options.hypervisor, reactor)
+        config = ControllerConfig()
+        if options.config is not None:
+            config = ControllerConfig.load(options.config)
+            external = config.broker or external
+            for sentence in config.remarks:
+                print(f"vmwrapper-host-agent: {sentence}", file=sys.stderr)
+        hypervisor = make_hypervisor(config.hypervisor or options.hypervisor, reactor)
         state = open_state(options.state)
     except VMwrapperError as error:
         print(f"vmwrapper-host-agent: cannot start: {error.explain()}", file=sys.stderr)
@@ -90,6 +109,8 @@ def _run(options: argparse.Namespace) -> int:
     def ready(endpoint: Endpoint) -> None:
         if options.metrics is not None:
             metrics(options.metrics)
+        if address := config.xmlrpc or options.xmlrpc:
+            xmlrpc(address)
         print(json.dumps({**endpoint.to_json(), "ready": True}), flush=True)
         if options.owned:
             StandardIO(_owner_protocol(agent.shut_down))
@@ -104,6 +125,12 @@ def _run(options: argparse.Namespace) -> int:
         port: Any = serve_metrics(reactor, address, agent.id, agent.observation)
         print(f"vmwrapper-host-agent: metrics on port {port.getHost().port}", file=sys.stderr)
 
+    def xmlrpc(address: str) -> None:
+        from .xmlrpc import serve_xmlrpc
+
+        port: Any = serve_xmlrpc(reactor, address, agent.operations, config.vm_gc_grace)
+        print(f"vmwrapper-host-agent: XML-RPC on port {port.getHost().port}", file=sys.stderr)
+
     def failed(failure: Failure) -> None:
         nonlocal code
         code = 1
@@ -111,7 +138,8 @@ def _run(options: argparse.Namespace) -> int:
         agent.shut_down()
 
     def begin() -> None:
-        Deferred.fromCoroutine(agent.start()).addCallback(ready).addErrback(failed)
+        patience = BROKER_DEADLINE if config.broker is not None else 0.0
+        Deferred.fromCoroutine(agent.start(patience)).addCallback(ready).addErrback(failed)
 
     reactor.callWhenRunning(begin)
     reactor.addSystemEventTrigger("before", "shutdown", agent.shut_down)

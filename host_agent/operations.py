@@ -55,7 +55,7 @@ class Operations:
         more: Mapping[str, Callable[[dict[str, Any], Update], Any]] | None = None,
     ) -> None:
         """`more`: calls that other parts of the agent answer."""
-        self._clock = clock
+        self.clock = clock
         self._vms = vms
         self._guests = guests
         self._commands = commands
@@ -84,6 +84,17 @@ class Operations:
 
     def handler(self, call: str) -> Callable[[dict[str, Any], Update], Any] | None:
         return self._calls.get(call)
+
+    # -- for faces of the agent within its process
+
+    def check_image(self, vm: str, wanted: str) -> None:
+        """Whether a VM of this name could be made of an image; ConfigError says which there are."""
+        self._vms.image_for(vm, wanted)
+
+    def output(self, command_id: str, stream: str) -> bytes:
+        """The last MiB, at most, of a command's output."""
+        command = self._commands.get(command_id)
+        return b"" if command is None else b"".join(data for _, data in command.streams[stream].replay(0))
 
     # -- machines
 
@@ -136,7 +147,7 @@ class Operations:
 
     async def _checkpoint(self, action: str, vm: VirtualMachine, snapshot: str, doing: Awaitable[None]) -> None:
         """Do it, and say in the log how it went and how long it took."""
-        began = self._clock.seconds()
+        began = self.clock.seconds()
         reason = ""
         try:
             await doing
@@ -154,7 +165,7 @@ class Operations:
                 outcome=f"failed ({reason})" if reason else "done",
                 failed=bool(reason),
                 reason=reason,
-                seconds=self._clock.seconds() - began,
+                seconds=self.clock.seconds() - began,
             )
 
     async def delete_snapshot(self, args: dict[str, Any], update: Update) -> None:
@@ -163,7 +174,7 @@ class Operations:
     async def ping(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
         try:
-            seconds = await self._guests.ping(vm.guest).addTimeout(PING_DEADLINE, self._clock)
+            seconds = await self._guests.ping(vm.guest).addTimeout(PING_DEADLINE, self.clock)
         except defer.TimeoutError:
             raise Refused("agent_silent", f"{vm.name} did not answer within {PING_DEADLINE:.0f} s.") from None
         return {"round_trip_s": seconds}
@@ -247,10 +258,10 @@ class Operations:
             raise ConfigError(f"{copy_id} is the id of a command", "give each command and copy an id of its own")
 
     def _watch_copy(self, copy: Copy, update: Update) -> Deferred[dict[str, Any]]:
-        began = self._clock.seconds()
+        began = self.clock.seconds()
 
         def describe(copied: Copied) -> dict[str, Any]:
-            seconds = self._clock.seconds() - began
+            seconds = self.clock.seconds() - began
             return {"files": copied.files, "bytes": copied.bytes, "sha256": copied.sha256, "seconds": seconds}
 
         copy.watchers.append(update)

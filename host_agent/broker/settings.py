@@ -40,7 +40,11 @@ class BrokerSettings:
     @classmethod
     def load(cls, file: Path) -> BrokerSettings:
         """Read the file; ConfigError says what is wrong with it."""
-        value = _read_private(file)
+        return cls.from_table(file, _read_private(file))
+
+    @classmethod
+    def from_table(cls, file: Path, value: dict[str, Any]) -> BrokerSettings:
+        """The same from what stood in a file, in the form of `docs/broker.md`."""
         try:
             return _parse(file, value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
