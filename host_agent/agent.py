@@ -15,6 +15,7 @@ from common.errors import VMwrapperError
 from .broker.access import BrokerAccess, HostLink, OwnBroker
 from .broker.external import ExternalBroker
 from .broker.settings import BrokerSettings
+from .checkpoints import Checkpoints
 from .commands import Commands
 from .control import ControlServer, Endpoint
 from .copies import Copies
@@ -28,7 +29,9 @@ from .once import Once
 from .operations import Operations
 from .requests import Requests
 from .state import AgentState
-from .vms import BROKER_PORT, FILES_PORT, VirtualMachines
+from .vms import BROKER_PORT, FILES_PORT, Fate, VirtualMachines
+
+LEAVE_DEADLINE = 8.0  # seconds for VMs that go on without us
 
 
 def build_host_agent(
@@ -55,7 +58,8 @@ def build_host_agent(
     def services_for(guest: Guest) -> dict[int, IProtocolFactory]:
         return {BROKER_PORT: broker.service_for(guest.identity.login), FILES_PORT: files.factory_for(guest.id)}
 
-    vms = VirtualMachines(reactor, broker, hypervisor, guests, requests, state, services_for)
+    checkpoints = Checkpoints(reactor, state, guests, requests)
+    vms = VirtualMachines(reactor, broker, hypervisor, guests, requests, state, checkpoints, services_for)
     events = EventLog(reactor)
     observation = Observation(vms, commands, copies, events, broker.report)
     operations = Operations(reactor, vms, guests, commands, copies, agent.shut_down, observation.calls)
@@ -82,8 +86,8 @@ class HostAgent:
         # For those who serve them besides the control interface.
         self.observation: Observation
         self.operations: Operations
-        # End every VM and remove what this agent made; then tell `stopped`.
-        self.shut_down = Once(self._shut_down)
+        self._fate = Fate.END
+        self._end = Once(self._shut_down)
 
     def wire(
         self, guests: Guests, vms: VirtualMachines, requests: Requests, control: ControlServer, events: EventLog
@@ -141,9 +145,19 @@ class HostAgent:
         else:
             self._guests.received(body)
 
+    def shut_down(self, fate: Fate = Fate.END) -> Deferred[None]:
+        """End, with every VM and what this agent made unless `fate` keeps it; then tell `stopped`."""
+        if fate is not Fate.END:
+            self._fate = fate
+        return self._end()
+
+    def owner_gone(self) -> Deferred[None]:
+        """Whoever started us ended without a word: its successor may want our VMs."""
+        return self.shut_down(Fate.LEAVE)
+
     async def _shut_down(self) -> None:
         for part, end in (
-            ("virtual machines", self._vms.stop_all),
+            ("virtual machines", self._end_vms),
             ("guests", self._guests.stop),
             ("connection to the broker", self._link.stop if self._link is not None else None),
             ("broker", self._broker.close),
@@ -158,3 +172,8 @@ class HostAgent:
                 self._log.failure("could not end its {part} cleanly", part=part)
         # After the answer to whoever asked for the end has been written.
         self._reactor.callLater(0.05, self._stopped)
+
+    def _end_vms(self) -> Deferred[None]:
+        ended = Deferred.fromCoroutine(self._vms.stop_all(self._fate))
+        # A successor that is there already waits for us; what we cannot let go of in order, our end lets go of.
+        return ended.addTimeout(LEAVE_DEADLINE, self._reactor) if self._fate is Fate.LEAVE else ended

@@ -15,7 +15,7 @@ import enum
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -380,7 +380,18 @@ class Commands:
             for command in self.of(guest)
         ]
 
-    def roll_back(self, guest: Guest, mark: list[dict[str, Any]], reason: str) -> None:
+    def can_roll_back(self, mark: list[dict[str, Any]]) -> bool:
+        """Whether the output up to the mark is on this disk: a power cut may have taken its end away."""
+        for entry in mark:
+            request = entry["request"]
+            known = self._commands.get(request["id"])
+            where = (request["stdout"], request["stderr"], request["starts"])
+            streams = known.streams if known is not None else self._streams(request["id"], *where, False)
+            if not all(stream.holds(have) for stream, have in zip(streams.values(), entry["have"], strict=True)):
+                return False
+        return True
+
+    def roll_back(self, guest: Guest, mark: list[dict[str, Any]], reason: str, note: Mapping[str, Any]) -> None:
         """The guest went back to where `mark` was taken: so do its commands, and the files of their output."""
         then = {entry["request"]["id"]: entry for entry in mark}
         for command in self.of(guest):
@@ -395,6 +406,7 @@ class Commands:
             known.result, known.gap, known.ended_at = None, "", None
             for stream, have in zip(known.streams.values(), entry["have"], strict=True):
                 stream.cut(have)
+            known.tell("rolled_back", {"note": dict(note)})
 
 
 def _length_of(path: str) -> int:

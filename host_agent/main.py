@@ -26,7 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_option(parser)
     parser.add_argument(
-        "--owned", action="store_true", help="end, with all VMs, when standard input ends: its writer is the owner"
+        "--owned",
+        action="store_true",
+        help="end when standard input ends: its writer is the owner. Its VMs then wait for a while for an agent with "
+        "the same --state; without --state they end too",
     )
     parser.add_argument(
         "--state",
@@ -113,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
             xmlrpc(address)
         print(json.dumps({**endpoint.to_json(), "ready": True}), flush=True)
         if options.owned:
-            StandardIO(_owner_protocol(agent.shut_down))
+            StandardIO(_owner_protocol(agent.owner_gone))
 
     def metrics(address: str) -> None:
         try:

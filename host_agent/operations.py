@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet import defer
@@ -24,9 +24,11 @@ from .commands import Command, Commands, Update, new_id
 from .copies import Copies, Copy
 from .events import Happened
 from .guests import Guests
-from .vms import VirtualMachine, VirtualMachines
+from .vms import Fate, VirtualMachine, VirtualMachines
 
 PING_DEADLINE = 10.0  # seconds
+
+Done = TypeVar("Done")
 
 _SNAPSHOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -51,7 +53,7 @@ class Operations:
         guests: Guests,
         commands: Commands,
         copies: Copies,
-        shut_down: Callable[[], Deferred[None]],
+        shut_down: Callable[[Fate], Deferred[None]],
         more: Mapping[str, Callable[[dict[str, Any], Update], Any]] | None = None,
     ) -> None:
         """`more`: calls that other parts of the agent answer."""
@@ -68,6 +70,7 @@ class Operations:
             "pause_vm": self.pause_vm,
             "resume_vm": self.resume_vm,
             "save_vm": self.save_vm,
+            "checkpoint_vm": self.checkpoint_vm,
             "snapshot_vm": self.snapshot_vm,
             "restore_vm": self.restore_vm,
             "delete_snapshot": self.delete_snapshot,
@@ -132,25 +135,32 @@ class Operations:
 
     async def save_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
-        await self._checkpoint("save", vm, "", self._vms.save(vm))
+        await self._checkpoint("save", vm, "", self._vms.checkpoints.save(vm))
         return self._vms.describe(vm)
+
+    async def checkpoint_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        note = args.get("note") or {}
+        if not isinstance(note, dict):
+            raise ConfigError("note must be an object")
+        vm = self._vm(args)
+        return await self._checkpoint("checkpoint", vm, "", self._vms.checkpoints.make(vm, note))
 
     async def snapshot_vm(self, args: dict[str, Any], update: Update) -> None:
         vm, name = self._vm(args), _name(args, "snapshot")
-        await self._checkpoint("snapshot", vm, name, self._vms.snapshot(vm, name))
+        await self._checkpoint("snapshot", vm, name, self._vms.checkpoints.snapshot(vm, name))
 
     async def restore_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
         name = _name(args, "snapshot")
-        await self._checkpoint("restore", vm, name, self._vms.restore(vm, name))
+        await self._checkpoint("restore", vm, name, self._vms.checkpoints.restore(vm, name))
         return self._vms.describe(vm)
 
-    async def _checkpoint(self, action: str, vm: VirtualMachine, snapshot: str, doing: Awaitable[None]) -> None:
+    async def _checkpoint(self, action: str, vm: VirtualMachine, snapshot: str, doing: Awaitable[Done]) -> Done:
         """Do it, and say in the log how it went and how long it took."""
         began = self.clock.seconds()
         reason = ""
         try:
-            await doing
+            return await doing
         except Exception as error:
             reason = str(error)
             raise
@@ -169,7 +179,7 @@ class Operations:
             )
 
     async def delete_snapshot(self, args: dict[str, Any], update: Update) -> None:
-        await self._vms.delete_snapshot(self._vm(args), _name(args, "snapshot"))
+        await self._vms.checkpoints.delete(self._vm(args), _name(args, "snapshot"))
 
     async def ping(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
@@ -268,7 +278,7 @@ class Operations:
         return copy.wait().addCallback(describe)
 
     def shutdown(self, args: dict[str, Any], update: Update) -> Deferred[None]:
-        return self._shut_down()
+        return self._shut_down(Fate.KEEP if args.get("keep") else Fate.END)
 
     # -- arguments
 

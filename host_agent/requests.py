@@ -63,16 +63,32 @@ class Requests(GuestListener):
 
     # -- snapshots
 
-    def mark(self, guest: Guest, file: Path) -> None:
-        """Write down how far everything is that this guest does; while its VM stands still for a snapshot."""
-        mark = {"commands": self.commands.mark(guest), "copies": self.copies.mark(guest)}
+    def mark(self, guest: Guest, file: Path, note: Mapping[str, Any] | None = None) -> list[Path]:
+        """Write down how far everything is that this guest does; while its VM stands still for a snapshot.
+
+        `note`: what the requester wants to know again. Returns the files of output that belong to it.
+        """
+        mark = {"commands": self.commands.mark(guest), "copies": self.copies.mark(guest), "note": dict(note or {})}
         write_private(file, json.dumps(mark).encode("ascii"))
+        return [stream.path for command in self.commands.of(guest) for stream in command.streams.values()]
+
+    def can_roll_back(self, file: Path) -> bool:
+        """Whether there is a mark, and all of the output that it names."""
+        try:
+            return self.commands.can_roll_back(_read(file)["commands"])
+        except (VMwrapperError, KeyError, TypeError, ValueError):
+            return False
 
     def roll_back(self, guest: Guest, file: Path, reason: str) -> None:
         """The guest goes back to where the mark was taken, and everything that it did since is undone."""
-        try:
-            mark: dict[str, Any] = json.loads(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise VMwrapperError(f"{file}: the snapshot's mark cannot be read: {error}") from None
-        self.commands.roll_back(guest, mark["commands"], reason)
+        mark = _read(file)
+        self.commands.roll_back(guest, mark["commands"], reason, mark.get("note") or {})
         self.copies.roll_back(guest, mark["copies"], reason)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        mark: dict[str, Any] = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise VMwrapperError(f"{file}: the snapshot's mark cannot be read: {error}") from None
+    return mark

@@ -22,6 +22,7 @@ from common.files import runtime_dir, write_private
 from common.link import new_session
 
 from .outbox import Outbox
+from .turn import try_lock
 
 FORMAT = 1
 
@@ -93,8 +94,12 @@ class AgentState:
         """The VM is no more."""
         if self.vms.pop(instance, None) is not None:
             self._save()
-        for mark in (self.directory / "marks").glob(f"{instance}.*"):
+        for mark in self.marks(instance):
             mark.unlink(missing_ok=True)
+
+    def marks(self, instance: str) -> list[Path]:
+        """The marks of a VM's snapshots that there are."""
+        return list((self.directory / "marks").glob(f"{instance}.*"))
 
     def mark_file(self, instance: str, snapshot: str) -> Path:
         """Where the mark of a snapshot stands."""
@@ -133,19 +138,9 @@ def _remove_if_unused(directory: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
+    handle = try_lock(path)
+    if handle is None:
         raise ConfigError(
             f"the state directory {path.parent} is in use by another host agent", "give each agent its own --state"
-        ) from None
+        )
     return handle

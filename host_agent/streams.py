@@ -69,6 +69,10 @@ class OutputStream:
                 yield offset, data
                 offset += len(data)
 
+    def holds(self, have: int) -> bool:
+        """Whether so many bytes of it are on the disk."""
+        return self._size() - self.start >= have
+
     def cut(self, have: int) -> None:
         """Go back to the first `have` bytes: the rest was undone."""
         self.close()

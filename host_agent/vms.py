@@ -6,6 +6,7 @@ last lines; whatever goes wrong later is told to everybody who waits for somethi
 
 from __future__ import annotations
 
+import enum
 import re
 import shutil
 import time
@@ -18,7 +19,7 @@ import attrs
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from common.broker_link import Credentials
@@ -26,9 +27,10 @@ from common.config import GuestConfig
 from common.errors import ConfigError, VMwrapperError
 
 from .broker.access import BrokerAccess
+from .checkpoints import Checkpoints, machine_of
 from .events import Happened
 from .guests import ForeignAgent, Guest, Guests, Identity, Presence
-from .hypervisors.base import Hypervisor, HypervisorError, HypervisorHangs, Machine, MachineSpec, MachineState
+from .hypervisors.base import Hypervisor, HypervisorHangs, Machine, MachineSpec, MachineState
 from .hypervisors.images import NO_IMAGE, Image, image_for, load_image
 from .once import Once
 from .requests import Requests
@@ -63,6 +65,14 @@ class VMExists(ConfigError):
         super().__init__(f"there is a VM named {name} already")
 
 
+class Fate(enum.Enum):
+    """What becomes of the VMs when their host agent ends. One that is saved always waits for the next agent."""
+
+    END = "end"  # they are removed
+    KEEP = "keep"  # what has checkpoints waits on the disk for the next agent, and goes on from the newest
+    LEAVE = "leave"  # they go on, for as long as a VM does without an agent: the next one takes them over
+
+
 @attrs.define(eq=False)
 class VirtualMachine:
     """A VM with its guest."""
@@ -81,19 +91,29 @@ class VirtualMachine:
     stalled: Stall | None = None
     ending: bool = False
     adopting: bool = False  # what happened to it before is not news, and it may go back to a snapshot
+    going_back: bool = False  # it ended by itself, and is on its way back to a checkpoint
+    setbacks: int = 0  # how often it went back since its newest checkpoint was made
     end: Once | None = attrs.field(default=None, repr=False)
     starting: list[Deferred[None]] | None = attrs.field(
         factory=list, repr=False
     )  # who waits until it is ready; or None
     watchers: list[StateUpdate] = attrs.field(factory=list, repr=False)
 
+    @property
+    def ready(self) -> bool:
+        """Whether its agent has answered once, to us or to an earlier host agent."""
+        return self.starting is None
+
     def describe(self, commands: int) -> dict[str, Any]:
         """As `docs/control.md` has it."""
         guest, machine = self.guest, self.machine
+        state = machine.state if machine is not None else MachineState.DEFINED
+        if self.going_back and state is not MachineState.RUNNING:
+            state = MachineState.STARTING
         return {
             "vm": self.name,
             "instance": guest.id,
-            "state": machine.state.value if machine is not None else MachineState.DEFINED.value,
+            "state": state.value,
             "agent": guest.presence.value,
             "hypervisor": self.hypervisor,
             "image": self.image.name,
@@ -127,6 +147,7 @@ class VirtualMachines:
         guests: Guests,
         requests: Requests,
         state: AgentState,
+        checkpoints: Checkpoints,
         services_for: ServicesFor,
     ) -> None:
         self._clock = clock
@@ -135,6 +156,7 @@ class VirtualMachines:
         self._guests = guests
         self._requests = requests
         self._state = state
+        self.checkpoints = checkpoints
         self._services_for = services_for
         self._vms: dict[str, VirtualMachine] = {}
         self._troubles = Troubles(clock, lambda: self, self._fail)
@@ -298,16 +320,14 @@ class VirtualMachines:
 
     async def _has_more_to_do(self, vm: VirtualMachine) -> bool:
         """Whether an adopted VM runs or can: one that ended goes back to its newest snapshot."""
-        machine = self._machine(vm)
+        machine = machine_of(vm)
+        self.checkpoints.settle(vm)
         if machine.state not in (MachineState.STOPPED, MachineState.CRASHED):
             return True
-        marked = [name for name in await machine.snapshots() if self._state.mark_file(vm.guest.id, name).exists()]
-        if not marked:
-            await machine.destroy()
-            return False
-        self._log.info("{name} ended without a host agent; back to {snapshot}", name=vm.name, snapshot=marked[-1])
-        await self.restore(vm, marked[-1])
-        return True
+        if await self.checkpoints.go_back(vm):
+            return True
+        await machine.destroy()
+        return False
 
     def image_for(self, name: str, wanted: str) -> Image:
         """The image of a VM that is to be started; ConfigError says which there are."""
@@ -387,12 +407,38 @@ class VirtualMachines:
             state, reason, vm.failing = MachineState.CRASHED, vm.failing, ""
         keep_console(vm)
         verb = "ended unexpectedly" if state is MachineState.CRASHED else "was powered off by its guest"
-        vm.reason = f"The VM {vm.name} {verb}" + (f": {reason}" if reason else "")
+        why = f"The VM {vm.name} {verb}" + (f": {reason}" if reason else "")
         console = vm.machine.console_tail(CONSOLE_LINES) if vm.machine is not None else ""
         if console:
             self._log.info("{name}: the console's last lines:\n{text}", name=vm.name, text=_indent(console))
-        self._guests.forget(vm.guest, vm.reason)
-        self._requests.guest_gone(vm.guest, vm.reason)
+        if vm.going_back:
+            return  # whoever brings it back sees it
+        if state is MachineState.CRASHED and vm.ready and self.checkpoints.has_marks(vm):
+            vm.going_back = True
+            paused = vm.held or vm.guest.is_paused
+            # Not from within the driver's own words: it is still putting away what ended.
+            going_back = deferLater(self._clock, 0, lambda: Deferred.fromCoroutine(self._go_back(vm, why, paused)))
+            going_back.addErrback(lambda failure: self._log.failure("{name}", failure, name=vm.name))
+        else:
+            self._is_over(vm, why)
+
+    async def _go_back(self, vm: VirtualMachine, why: str, paused: bool) -> None:
+        """A VM ended that should not have: back to where it can go on from, else it is over."""
+        try:
+            self._log.warn("{why}; going back to its newest checkpoint", why=why)
+            found = await self.checkpoints.go_back(vm)
+            if found and paused and not vm.ending:
+                await self.pause(vm)
+        finally:
+            vm.going_back = False
+        machine = machine_of(vm)
+        if not vm.ending and machine.state in (MachineState.CRASHED, MachineState.STOPPED):
+            self._is_over(vm, why)
+
+    def _is_over(self, vm: VirtualMachine, why: str) -> None:
+        vm.reason = why
+        self._guests.forget(vm.guest, why)
+        self._requests.guest_gone(vm.guest, why)
 
     def stop(self, vm: VirtualMachine, reason: str = "it was stopped") -> Deferred[None]:
         """End a VM and remove everything of it."""
@@ -419,32 +465,6 @@ class VirtualMachines:
 
     # -- steering
 
-    async def save(self, vm: VirtualMachine) -> None:
-        """Memory to disk; nothing of the VM runs any more. `resume` brings it back."""
-        await self._machine(vm).save_state()
-
-    async def snapshot(self, vm: VirtualMachine, name: str) -> None:
-        """Keep the VM as it is now, with how far its commands are; it goes on afterwards."""
-        mark = self._state.mark_file(vm.guest.id, name)
-        await self._machine(vm).snapshot(name, lambda: self._requests.mark(vm.guest, mark))
-
-    async def restore(self, vm: VirtualMachine, name: str) -> None:
-        """Go back to a snapshot: the guest, its commands and their output; a new epoch begins."""
-        machine = self._machine(vm)
-        if name not in await machine.snapshots():
-            raise HypervisorError(f"The VM {vm.name} has no snapshot {name}.")
-        if machine.state is MachineState.RUNNING:
-            await machine.pause()
-        # While the guest cannot speak, and on disk: nothing that it said before counts in the new epoch.
-        self._guests.restored(vm.guest)
-        mark = self._state.mark_file(vm.guest.id, name)
-        self._requests.roll_back(vm.guest, mark, f"the VM went back to its snapshot {name}")
-        await machine.restore(name)
-
-    async def delete_snapshot(self, vm: VirtualMachine, name: str) -> None:
-        await self._machine(vm).delete_snapshot(name)
-        self._state.mark_file(vm.guest.id, name).unlink(missing_ok=True)
-
     def _fail(self, vm: Watched, reason: str) -> None:
         """A VM does not do its work: end it, as if it had crashed for this reason."""
         assert isinstance(vm, VirtualMachine)
@@ -462,7 +482,7 @@ class VirtualMachines:
     async def pause(self, vm: VirtualMachine) -> None:
         before, vm.held = vm.held, True
         try:
-            await self._machine(vm).pause()
+            await machine_of(vm).pause()
         except HypervisorHangs as error:
             self._fail(vm, str(error))  # it may compute on, though the volunteer wants quiet
             raise
@@ -471,7 +491,7 @@ class VirtualMachines:
             raise
 
     async def resume(self, vm: VirtualMachine) -> None:
-        machine = self._machine(vm)
+        machine = machine_of(vm)
         vm.held = False
         if machine.state is MachineState.SAVED:
             self._guests.restored(vm.guest)
@@ -483,23 +503,27 @@ class VirtualMachines:
                 self._fail(vm, str(error))
                 raise
 
-    def _machine(self, vm: VirtualMachine) -> Machine:
-        if vm.machine is None:
-            raise VMFailed(f"The VM {vm.name} is not started yet.")
-        return vm.machine
-
-    async def stop_all(self) -> None:
-        """End every VM, but those that are saved: they wait for the next host agent with this state."""
+    async def stop_all(self, fate: Fate = Fate.END) -> None:
+        """End every VM as `fate` says."""
         self._troubles.stop()
-        ending = [self._leave(vm) if self._is_kept(vm) else self.stop(vm, "the host agent ends") for vm in self]
-        await gatherResults(ending)
+        await gatherResults([Deferred.fromCoroutine(self._meet(vm, fate)) for vm in self])
 
-    def _is_kept(self, vm: VirtualMachine) -> bool:
-        return self._state.durable and vm.machine is not None and vm.machine.state is MachineState.SAVED
-
-    def _leave(self, vm: VirtualMachine) -> Deferred[None]:
-        vm.ending = True
-        return self._machine(vm).leave()
+    async def _meet(self, vm: VirtualMachine, fate: Fate) -> None:
+        machine = vm.machine
+        if self._state.durable and machine is not None and vm.ready and not vm.ending:
+            runs = machine.state in (MachineState.RUNNING, MachineState.PAUSED)
+            if machine.state is MachineState.SAVED or (
+                fate is Fate.LEAVE and runs and self._hypervisor.capabilities.adopt
+            ):
+                vm.ending = True
+                await machine.leave()
+                return
+            if fate is not Fate.END and await self.checkpoints.usable(vm):
+                vm.ending = True
+                await machine.power_off()
+                await machine.leave()
+                return
+        await self.stop(vm, "the host agent ends")
 
 
 def _indent(text: str) -> str:

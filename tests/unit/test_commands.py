@@ -118,7 +118,8 @@ def test_going_back_to_a_snapshot(place: Place, tmp_path: Path) -> None:
     place.commands.message(place.guest, Output("c-early", "stdout", 6, b" after"))
     place.result("c-early", stdout_bytes=12)
     late = place.commands.run(place.guest, Run("c-late", ("true",)))
-    place.commands.roll_back(place.guest, mark, "back to s1")
+    assert place.commands.can_roll_back(mark)
+    place.commands.roll_back(place.guest, mark, "back to s1", {})
     assert place.commands.view("c-early") is HostView.DELIVERED
     assert (early.result, out.read_bytes()) == (None, b"before")
     assert late.result is not None

@@ -79,10 +79,10 @@ async def test_guest_goes_on_after_a_saved_state_and_goes_back_to_a_snapshot(box
     vm = box.agent._vms.get("box")
     assert vm is not None
     await box.run("/bin/sh", "-c", "echo one >counter")
-    await box.agent._vms.save(vm)
+    await box.agent._vms.checkpoints.save(vm)
     await box.agent._vms.resume(vm)
     assert (await box.run("cat", "counter"))[1] == b"one\n"
-    await box.agent._vms.snapshot(vm, "early")
+    await box.agent._vms.checkpoints.snapshot(vm, "early")
     await box.run("/bin/sh", "-c", "echo two >counter")
-    await box.agent._vms.restore(vm, "early")
+    await box.agent._vms.checkpoints.restore(vm, "early")
     assert (await box.run("cat", "counter"))[1] == b"one\n"
