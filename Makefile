@@ -15,7 +15,7 @@ TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java lib
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
 .PHONY: help example example-seed-2009 test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench
-.PHONY: bundle fuzz chaos chaos-boinc
+.PHONY: bench-monitor bundle fuzz chaos chaos-boinc
 .PHONY: image setup clean
 .DEFAULT_GOAL := help
 
@@ -77,6 +77,9 @@ chaos-boinc: $(VENV)/peers ## fifty random restarts and kills of a BOINC client 
 
 bench: image $(VENV)/peers ## measure everything that benchmarks/ can
 	@$(BIN)/python -m benchmarks all
+
+bench-monitor: $(VENV)/peers ## the monitor with 1,000 guests and 100 events a second, for a minute
+	@$(BIN)/python -m benchmarks monitor
 
 FUZZ_SECONDS ?= 600
 fuzz: $(VENV)/ready ## fuzz everything that reads others' bytes, FUZZ_SECONDS (600) for each

@@ -21,6 +21,7 @@ NAMES = {
     "roundtrip_local": "a command's round trip to a guest agent that is a local process",
     "copy": "256 MiB into a VM and out of it, against a bare TCP stream",
     "wrapper": "memory, CPU time and latencies of the wrapper with a job on the host",
+    "monitor": "the monitor's page with 1,000 guests and 100 events a second, for a minute",
     "broker": "requests and memory of the embedded broker, ActiveMQ and RabbitMQ",
 }
 _PROBE = """

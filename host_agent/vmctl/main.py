@@ -11,7 +11,20 @@ from common.errors import VMwrapperError
 from host_agent import __version__
 
 # In the order of the help: first what a scientist needs, then image builders, then operators.
-SUBCOMMANDS = ("check", "start", "vms", "run", "copy", "control", "image", "bundle", "doctor", "sweep", "broker")
+SUBCOMMANDS = (
+    "check",
+    "start",
+    "vms",
+    "run",
+    "copy",
+    "control",
+    "image",
+    "bundle",
+    "doctor",
+    "sweep",
+    "broker",
+    "monitor",
+)
 
 EPILOG = """\
 exit codes: 0 done; 1 it could not be done (the reason is on standard error); 2 the command line is wrong.
