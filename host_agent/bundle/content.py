@@ -19,6 +19,7 @@ from host_agent.wrapper.resolve import split_command_line
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\Z")
 _RESOLVE = re.compile(r"boinc_resolve\(([^)]*)\)")
 _MOST_FILES = 2000
+README = "README.md"  # is for whoever has the directory, not for clients
 
 
 @attrs.frozen
@@ -87,11 +88,12 @@ def _no_duplicates(option: str, names: Sequence[str]) -> None:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The folder's files, but hidden ones; ConfigError for a name that cannot be a file of a BOINC project."""
+    """The folder's files, but hidden ones and its README; ConfigError for a name that a project cannot send."""
     count = 0
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if any(part.startswith(".") or part == "__pycache__" for part in relative.parts) or path.is_dir():
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
+        if hidden or path.is_dir() or relative.as_posix() == README:
             continue
         if not path.is_file():
             raise ConfigError(f"{path} is neither a file nor a directory, or a link that leads nowhere")
@@ -120,7 +122,8 @@ def _check(job: Job, folder: Path, own: dict[str, Path], inputs: Sequence[str]) 
         missing, later = ([s.replace(str(slot), str(folder)) for s in part] for part in (missing, later))
     if missing:
         raise ConfigError(missing[0], "put it into the directory, or say --input NAME when each workunit brings it")
-    notes = [*job.warnings, *later]
+    made = {repr(name) for task in job.tasks for name in (*task.copy_files_from_vm, task.stdout_filename)}
+    notes = [*job.warnings, *(each for each in later if not any(name in each for name in made))]
     notes += [
         f"{job.path.name}:{task.line}: {task.application} must be on every volunteer's computer"
         for task in (*job.unzip_tasks, *job.manage_tasks, *job.daemons, *job.tasks)

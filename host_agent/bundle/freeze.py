@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import zipfile
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,7 +76,7 @@ def frozen_program(cache: Cache, left_out: Collection[str] = ()) -> Path:
 
 def _own_sources() -> list[bytes]:
     """All that may be frozen of ours, names and contents."""
-    found: list[bytes] = []
+    found: list[bytes] = [Path(__file__).read_bytes()]
     for package in _PACKAGES:
         for path in sorted((_SOURCES / package).rglob("*")):
             if path.suffix in (".py", ".rng"):
@@ -103,8 +104,18 @@ def _freeze(place: Path, libraries: Path, left_out: Collection[str]) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     words: list[str | os.PathLike[str]] = [sys.executable, "-I", _RECIPE, place, _SOURCES, libraries, *left_out]
     run(words, "freezing the wrapper", env={"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}, timeout=_FREEZE_DEADLINE_S)
+    _store(place / "lib" / "library.zip")
     shutil.rmtree(place / "share", ignore_errors=True)  # certificates: we trust those that a user names
     (place / "frozen_application_license.txt").rename(place / "LICENSE-cx_Freeze.txt")
+
+
+def _store(archive: Path) -> None:
+    """Write an archive anew without compression: it is read at every start, and packed once more on its way anyway."""
+    new = archive.with_suffix(".new")
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as stored:
+        for member in old.infolist():
+            stored.writestr(zipfile.ZipInfo(member.filename, member.date_time), old.read(member))
+    new.replace(archive)
 
 
 def check_glibc(place: Path) -> None:

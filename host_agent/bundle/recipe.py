@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from sysconfig import get_path
 
 # Programs that are started by name (`host_agent/programs.py`), and modules that are named only in strings.
 PROGRAMS = ("host_agent.main", "host_agent.hypervisors.leash", "host_agent.hypervisors.fd_passing")
 INCLUDES = (*PROGRAMS, "lxml._elementpath", "encodings.idna")
 OPTIONAL = {
     "virtualbox": ("host_agent.hypervisors.virtualbox", "virtualbox", "vboxapi", "win32com", "pythoncom", "pywintypes"),
-    "monitor": ("host_agent.monitor",),
 }
 # For the scripts of a job (`programs.script_argv`): small, and what scripts on a volunteer's host are made of.
 FOR_SCRIPTS = """
@@ -24,18 +24,20 @@ FOR_SCRIPTS = """
 """
 EXCLUDES = """
     _pytest asyncio.test cffi concurrent.futures.process cryptography ctypes.test curses distutils doctest ensurepip
-    host_agent.bundle host_agent.vmctl hypothesis idlelib lib2to3 lxml.builder lxml.cssselect lxml.html
-    lxml.isoschematron lxml.objectify lxml.sax multiprocessing mypy numpy pdb pip pkg_resources pydoc pydoc_data
+    host_agent.bundle host_agent.metrics host_agent.metrics_page host_agent.monitor host_agent.vmctl hypothesis idlelib
+    lib2to3 lxml.builder lxml.cssselect lxml.html lxml.isoschematron
+    lxml.objectify lxml.sax multiprocessing mypy numpy pdb pip pkg_resources pydoc pydoc_data
     pytest readline setuptools sqlite3 tests tkinter turtle twisted.conch twisted.mail twisted.names twisted.trial
     twisted.words unittest venv vm_images wheel xmlrpc
 """
 
 
 def main(target: str, sources: str, libraries: str, *left_out: str) -> None:
-    # The wheels that were made for old systems come before those that this Python has.
-    sys.path[:0] = [libraries, sources]
     from cx_Freeze import Executable, Freezer
 
+    # Wheels for old systems, and nothing that this Python has besides: what is not in the lock file is not frozen.
+    installed = {get_path("purelib"), get_path("platlib")}
+    path = [libraries, sources, *(each for each in sys.path if each not in installed)]
     optional = {name for name in OPTIONAL if name not in left_out}
     schema = Path("host_agent/wrapper/job.rng")
     includes = [*INCLUDES, *FOR_SCRIPTS.split()]
@@ -47,6 +49,7 @@ def main(target: str, sources: str, libraries: str, *left_out: str) -> None:
         excludes=[*EXCLUDES.split(), *(module for name in left_out for module in OPTIONAL[name])],
         bin_includes=["libz.so"],  # the one library that wheels take from the system; a small system may lack it
         optimize=2,
+        path=path,
         target_dir=target,
         silent=1,
         zip_include_packages=["*"],

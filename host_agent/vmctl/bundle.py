@@ -48,9 +48,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--image", default="", metavar="NAME", help="for VMs of which job.xml names no image")
     parser.add_argument("--no-image", action="store_true", help="volunteers have the image already")
     parser.add_argument("--key", type=Path, metavar="FILE", help="the project's code_sign_private: sign all files")
-    parser.add_argument(
-        "--without", action="append", default=[], metavar="PART", help="leave out virtualbox, or monitor"
-    )
+    parser.add_argument("--without", action="append", default=[], metavar="PART", help="leave out virtualbox")
     parser.add_argument("--frozen", type=Path, metavar="DIR", help="a wrapper that was frozen on another platform")
     parser.add_argument("--freeze-to", type=Path, metavar="DIR", help="only freeze the wrapper, into a new directory")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="of what later bundles use again")

@@ -12,6 +12,7 @@ from host_agent import __version__
 
 # In the order of the help: first what a scientist needs, then image builders, then operators.
 SUBCOMMANDS = (
+    "new",
     "check",
     "start",
     "vms",

@@ -42,11 +42,11 @@ class Installed:
     plan_class: str = ""
 
     def files(self) -> list[ElementTree.Element]:
-        return ElementTree.parse(self.directory / "version.xml").findall("file")  # noqa: S314 - our own
+        return ElementTree.parse(self.directory / "version.xml").findall("file")
 
     @property
     def api_version(self) -> str:
-        return ElementTree.parse(self.directory / "version.xml").findtext("api_version", "")  # noqa: S314
+        return ElementTree.parse(self.directory / "version.xml").findtext("api_version", "")
 
 
 @attrs.define

@@ -26,7 +26,8 @@ CONFIG = """<cc_config>
     <ncpus>{ncpus}</ncpus><skip_cpu_benchmarks>1</skip_cpu_benchmarks><no_gpus>1</no_gpus><no_info_fetch>1</no_info_fetch>
     <dont_contact_ref_site>1</dont_contact_ref_site><dont_use_vbox>1</dont_use_vbox><start_delay>0</start_delay>
     <report_results_immediately>1</report_results_immediately><no_priority_change>1</no_priority_change>
-    <fetch_on_update>1</fetch_on_update>
+    <fetch_on_update>1</fetch_on_update><max_file_xfers_per_project>16</max_file_xfers_per_project>
+    <max_file_xfers>16</max_file_xfers>
   </options>
 </cc_config>
 """
