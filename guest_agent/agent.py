@@ -4,7 +4,7 @@ CONNECTING ──broker──▶ GREETING ──WELCOME, opened──▶ SERVING
                           ▲                              │
                           └─WELCOME, not opened: another epoch, or a host agent that has started anew
 
-any ──keeper lost──▶ ENDING
+any ──keeper lost, or other settings──▶ ENDING
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class State(enum.Enum):
     CONNECTING = "connecting"
     GREETING = "greeting"
     SERVING = "serving"
-    ENDING = "ending"  # the keeper is gone
+    ENDING = "ending"  # the keeper is gone, or the settings are others
 
 
 class GuestAgent:
@@ -73,6 +73,7 @@ class GuestAgent:
         self._epoch = 0  # as the host counts them; 0 until it has told us
         self._hello: IDelayedCall | None = None
         self._hello_wait = HELLO_AGAIN
+        self._leaves_keeper = False  # the next agent finds its commands running
         self.state = State.CONNECTING
 
     def wire(
@@ -205,10 +206,21 @@ class GuestAgent:
         self.state = State.ENDING
         self._reactor.callLater(KEEPER_FAREWELL, self._reactor.stop)
 
+    def settings_changed(self) -> None:
+        """This machine was restored elsewhere: end, and let whoever supervises this agent start one with the new."""
+        self._log.info("the settings have changed; this agent ends, to be started again with the new ones")
+        self.state = State.ENDING
+        self._leaves_keeper = True
+        self._reactor.stop()
+
     def stop(self) -> Deferred[None]:
         """Say goodbye, end every command, disconnect."""
         self._cancel_hello()
         self._presence.stop()
+        if self._leaves_keeper:
+            self._link.close()
+            self._journal.close()
+            return self._broker.stop()
         self._link.send(messages.Bye(self._config.guest, "the agent was told to end"))
         self._link.close()
         self._runner.stop()

@@ -1,7 +1,8 @@
-"""The line to the host beside the network: JSON lines through standard input, see `vm_images/guest/start.py`.
+"""The line to the host beside the network: JSON lines through standard input, see `privileged.py`.
 
     {"time": seconds since 1970, "restored": bool}       the machine stood still; the clock is set already
     {"time": …, "config": true, "restored": true}        the settings are there: this machine is a clone
+    {"config": true, "restored": true, "changed": true}  the settings are others now: it was restored elsewhere
 
 A restored machine's connections are broken, though nothing in it can know: what it waits for would never come.
 """
@@ -27,13 +28,14 @@ STDIN = 0
 
 @implementer(IReadDescriptor)
 class HostLine:
-    """Calls `restored` when this machine goes on from an earlier state."""
+    """Calls `restored` when this machine goes on from an earlier state, `changed` when it has other settings."""
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, restored: Callable[[], None]) -> None:
+    def __init__(self, reactor: Any, restored: Callable[[], None], changed: Callable[[], None]) -> None:
         self._reactor = reactor
         self._restored = restored
+        self._changed = changed
         self._words = b""
 
     def start(self) -> None:
@@ -56,7 +58,10 @@ class HostLine:
             return
         *lines, self._words = (self._words + data).split(b"\n")
         for line in lines:
-            if json.loads(line).get("restored"):
+            told = json.loads(line)
+            if told.get("changed"):
+                self._changed()
+            elif told.get("restored"):
                 self._log.info("this machine goes on from an earlier state")
                 self._restored()
 

@@ -78,7 +78,7 @@ def _run_agent(config_path: Path, home: Path, host_line: bool, debug: bool) -> i
         return 2
     agent = build_guest_agent(reactor, config, home)
     if host_line:
-        HostLine(reactor, agent.restored).start()
+        HostLine(reactor, agent.restored, agent.settings_changed).start()
     reactor.addSystemEventTrigger("before", "shutdown", agent.stop)
     reactor.run()
     return 0

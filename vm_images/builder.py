@@ -47,7 +47,7 @@ def build_image(
         raise ConfigError(f"{name!r} cannot name an image: it must be a plain file name")
     step = _Steps(progress)
     _, debian = step("Debian", lambda: debian_layer(cache, recipe, refresh=refresh))
-    wheels_key, wheels = step("agent's libraries", lambda: wheels_layer(cache, recipe))
+    wheels_key, wheels = step("agent's libraries", lambda: wheels_layer(cache, recipe.python, recipe.architecture))
     boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian))
     ours = agent_key(sources)
     digest = digest_of(

@@ -16,6 +16,7 @@ DISK = "disk.qcow2"
 AGENT = "usr/lib/vmwrapper-guest-agent"
 GUEST = Path(__file__).parent / "guest"
 SOURCES = Path(__file__).parent.parent  # where the packages `common` and `guest_agent` are
+START = "start.py"
 _PACKAGES = ("common", "guest_agent")
 # Any fixed value: two images are never used as disks of one machine.
 _UUID = "b1a2f0c4-6a1e-4d0e-9a3d-2f6f766d7772"
@@ -23,7 +24,7 @@ _UUID = "b1a2f0c4-6a1e-4d0e-9a3d-2f6f766d7772"
 
 def agent_files(sources: Path = SOURCES) -> Iterator[tuple[str, Path]]:
     """Name in the agent's directory and file, of everything of ours that goes into the guest, sorted."""
-    yield "start.py", GUEST / "start.py"
+    yield START, GUEST / START
     for package in _PACKAGES:
         for path in sorted((sources / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":

@@ -8,32 +8,37 @@ import sys
 from pathlib import Path
 
 from .cache import Cache, digest_of
-from .recipe import Recipe
 from .tools import BuildError, find_tool, remove_tree, run
 
 _HERE = Path(__file__).parent
-_LOCKS = (_HERE / "guest.lock", _HERE.parent / "lock" / "guest.txt")
+_LOCKS = (_HERE, _HERE.parent / "lock")
 # Parts of Twisted that neither the agent nor the parts that it uses import.
-_UNUSED_TWISTED = ("conch", "words", "mail", "names", "trial", "newsfragments", "pair", "_threads/test")
+_UNUSED_TWISTED = (
+    *("conch", "words", "mail", "names", "trial", "newsfragments", "pair", "_threads/test"),
+    *("application", "cred", "enterprise", "plugins", "positioning", "runner", "scripts", "spread", "tap", "web"),
+    *("internet/iocpreactor",),
+)
+_UNUSED = ("automat", "docopt", "docopt.py", "hyperlink", "idna", "packaging", "bin")
 _UNUSED_SUFFIXES = (".c", ".h", ".pyi", ".rst", ".exe")
 
 
-def lock_file() -> Path:
+def lock_file(python: str) -> Path:
     """The pinned and hashed list: beside this module when installed, in `lock/` in a checkout."""
-    for path in _LOCKS:
-        if path.is_file():
-            return path
-    raise BuildError(f"the guest agent's lock file is missing: neither {_LOCKS[0]} nor {_LOCKS[1]} is there")
+    name = "guest-3.9.txt" if python == "3.9" else "guest.txt"
+    for place in _LOCKS:
+        if (place / name).is_file():
+            return place / name
+    raise BuildError(f"the guest agent's lock file {name} is neither in {_LOCKS[0]} nor in {_LOCKS[1]}")
 
 
-def wheels_layer(cache: Cache, recipe: Recipe) -> tuple[str, Path]:
-    """Key and directory of the libraries, ready to be put on the guest's module path."""
-    lock = lock_file()
-    key = digest_of(["wheels", recipe.python, lock.read_bytes(), Path(__file__).read_bytes()])
+def wheels_layer(cache: Cache, python: str, architecture: str) -> tuple[str, Path]:
+    """Key and directory of the libraries for a Python, ready to be put on the guest's module path."""
+    lock = lock_file(python)
+    key = digest_of(["wheels", python, architecture, lock.read_bytes(), Path(__file__).read_bytes()])
 
     def make(place: Path) -> None:
-        platform = f"manylinux2014_{recipe.architecture}"
-        install_wheels(place, lock, "fetching the guest agent's libraries", python=recipe.python, platform=platform)
+        platform = f"manylinux2014_{architecture}"
+        install_wheels(place, lock, "fetching the guest agent's libraries", python=python, platform=platform)
         _trim(place)
 
     return key, cache.layer("wheels", key, make)
@@ -81,7 +86,9 @@ def _pip_settings() -> dict[str, str]:
 def _trim(place: Path) -> None:
     for name in _UNUSED_TWISTED:
         remove_tree(place / "twisted" / name)
-    remove_tree(place / "bin")
+    for name in _UNUSED:
+        for path in (place / name, *place.glob(f"{name}*.dist-info")):
+            path.unlink() if path.is_file() else remove_tree(path)
     for path in sorted(place.rglob("*"), reverse=True):
         if path.is_dir():
             if path.name in ("test", "tests", "__pycache__"):

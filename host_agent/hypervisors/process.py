@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shlex
 import shutil
 import signal
 import sys
@@ -34,6 +36,7 @@ LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]  # where the packages are
 INIT = Path(__file__).with_name("process_init.py")
 PLACES = "places.json"
+AGENT = "VMWRAPPER_GUEST_AGENT"  # another agent than that of this checkout, as a command line: its one-file form
 GRACE = 60.0  # seconds that a guest goes on without a host agent
 END_DEADLINE = 15.0  # seconds that an agent may take to end
 
@@ -100,7 +103,8 @@ class ProcessMachine:
         config = self.spec.directory / "config.json"
         write_private(config, self._config())
         write_private(self.spec.directory / PLACES, json.dumps(self._places).encode("ascii"))
-        agent = [sys.executable, "-m", "guest_agent", "--config", str(config), "--home", str(self.home)]
+        program = shlex.split(os.environ.get(AGENT, "")) or [sys.executable, "-m", "guest_agent"]
+        agent = [*program, "--config", str(config), "--home", str(self.home)]
         if setpriv := shutil.which("setpriv"):
             agent = [setpriv, "--pdeathsig", "KILL", "--", *agent]  # when the leash gives its process 1 up
         env = ["/usr/bin/env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH={ROOT}", f"HOME={self.home}"]

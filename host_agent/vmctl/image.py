@@ -24,6 +24,15 @@ def add_parser(subparsers: Any) -> None:
     build.add_argument("--refresh", action="store_true", help="fetch Debian anew, with its updates of today")
     build.set_defaults(func=_build)
 
+    agent = actions.add_parser("agent", help="write the guest agent as one file, for machines that others made")
+    agent.add_argument("-o", "--output", type=Path, default=Path("vmwrapper-guest-agent.pyz"), metavar="FILE")
+    agent.add_argument("--python", default="3.10", help="oldest Python it is for: 3.10 (and all newer ones) or 3.9")
+    agent.add_argument(
+        "--byte-code", action="append", default=[], metavar="PYTHON", help="program of a Python to compile for; repeat"
+    )
+    agent.add_argument("--cache", type=Path, help="directory for layers that later builds use again")
+    agent.set_defaults(func=_agent)
+
     listing = actions.add_parser("list", help="images on this host")
     listing.set_defaults(func=_list)
 
@@ -46,6 +55,15 @@ def _build(options: argparse.Namespace) -> int:
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(image.directory)
+    return 0
+
+
+def _agent(options: argparse.Namespace) -> int:
+    from vm_images.agent_file import make_agent_file
+    from vm_images.cache import Cache, default_cache
+
+    cache = Cache(options.cache or default_cache())
+    print(make_agent_file(options.output, cache, python=options.python, compilers=options.byte_code))
     return 0
 
 

@@ -37,5 +37,7 @@ def standin_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     for package in ("common", "guest_agent"):
         (sources / package).mkdir()
         (sources / package / "__init__.py").touch()
+    for part in ("privileged.py", "discovery.py", "iso9660.py"):
+        shutil.copyfile(SOURCES / "guest_agent" / part, sources / "guest_agent" / part)
     shutil.copyfile(STANDIN, sources / "guest_agent" / "main.py")
     return _build(tmp_path_factory.mktemp("standin"), sources)

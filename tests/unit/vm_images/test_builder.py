@@ -40,7 +40,7 @@ class Steps:
         (boot / "vmlinux").write_text("kernel")
         (boot / "initrd").write_text("initrd")
         monkeypatch.setattr(builder, "debian_layer", lambda cache, recipe, refresh: ("d", debian))
-        monkeypatch.setattr(builder, "wheels_layer", lambda cache, recipe: ("w", tmp_path))
+        monkeypatch.setattr(builder, "wheels_layer", lambda cache, python, architecture: ("w", tmp_path))
         monkeypatch.setattr(builder, "boot_layer", lambda cache, recipe, debian: ("b", boot))
         monkeypatch.setattr(builder, "make_disk", self.make_disk)
 
