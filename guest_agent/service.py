@@ -178,7 +178,9 @@ def _install_files(machine: Machine, source: Path) -> bool:
 
 def _unpack(source: Path, place: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, place, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        # Byte code of a Python that comes with it fits; other byte code may be that of another Python.
+        left_out = [] if (source / LAUNCHER).exists() else ["__pycache__"]
+        shutil.copytree(source, place, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
         return
     with zipfile.ZipFile(source) as archive:
         for name in archive.namelist():

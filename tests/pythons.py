@@ -10,7 +10,7 @@ from vm_images.sources import debian_sources
 from vm_images.tools import run
 
 RELEASES = {"3.9": "bullseye", "newest": "sid"}
-LOADER = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+LOADER = "ld-linux-x86-64.so.2"
 
 
 def other_pythons() -> list[str]:
@@ -57,8 +57,9 @@ def _from_debian(release: str) -> Path:
         )
         (program,) = [path for path in (root / "usr/bin").glob("python3.*") if path.name.count(".") == 1]
         final = Path(*[part if part != place.name else key[:40] for part in root.parts])
-        libraries = ":".join(str(final / name) for name in ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"))
-        loader = f"{final}/{LOADER} --library-path {libraries}"
+        places = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
+        where = next(name for name in places if (root / name / LOADER).exists())
+        loader = f"{final / where / LOADER} --library-path {':'.join(str(final / name) for name in places)}"
         script = f'#!/bin/sh\nexec {loader} {final}/usr/bin/{program.name} "$@"\n'
         (place / "python").write_text(script)
         (place / "python").chmod(0o755)

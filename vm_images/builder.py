@@ -18,13 +18,15 @@ from host_agent.hypervisors.images import MANIFEST, Image, load_image
 
 from .cache import Cache, digest_of
 from .debian import PACKAGES, debian_layer
+from .frozen import frozen_layer
 from .kernel import INITRD, KERNEL, boot_layer
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
 from .rootfs import DISK, SOURCES, agent_key, make_disk
 from .tools import Progress, explain_os_error, remove_tree
 from .wheels import wheels_layer
 
 _T = TypeVar("_T")
+_OURS = ("builder.py", "rootfs.py", "bootable.py", "ext4_times.py")  # what decides how a disk is made
 
 
 def build_image(
@@ -52,17 +54,25 @@ def build_image(
     ours = agent_key(sources)
     digest = digest_of(
         ["image", repr(recipe), _content_of(debian), wheels_key, boot_key, ours]
-        + [(Path(__file__).parent / file).read_bytes() for file in ("builder.py", "rootfs.py")]
+        + [(Path(__file__).parent / file).read_bytes() for file in _OURS]
     )
 
     def make(place: Path) -> None:
-        make_disk(place, recipe, debian, wheels, sources)
+        make_disk(place, recipe, debian, wheels, boot, sources)
         for part in (KERNEL, INITRD):
             _share(boot / part, place / part)
         _describe(place, recipe, name=recipe.name, digest=digest, debian=debian, agent=ours)
 
     layer = step("disk", lambda: cache.layer("images", digest, make))
     return step("done", lambda: _publish(layer, output, name, digest))
+
+
+def frozen_agent(cache: Cache) -> Path:
+    """The layer of the agent with its own Python: that of the default image."""
+    recipe = load_recipe("debian-minimal")
+    _, debian = debian_layer(cache, recipe)
+    wheels = wheels_layer(cache, recipe.python, recipe.architecture)
+    return frozen_layer(cache, recipe, debian, wheels)[1]
 
 
 def _content_of(debian: Path) -> str:

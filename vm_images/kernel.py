@@ -1,8 +1,10 @@
-"""The boot layer: the kernel uncompressed for a PVH start, and a small initrd with its virtio modules."""
+"""The boot layer: the kernel uncompressed for a PVH start with a small initrd of virtio modules; and for machines that
+start from the disk, the kernel as Debian has it with an initrd that knows more kinds of disks."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 import struct
 import tarfile
@@ -16,6 +18,7 @@ from .tools import SOURCE_DATE_EPOCH, BuildError, remove_after, run
 
 KERNEL = "vmlinux"
 INITRD = "initrd"
+DISK_KERNEL, DISK_INITRD = "vmlinuz", "initrd-disk"  # on the boot partition
 INIT = Path(__file__).parent / "guest" / "initrd-init"
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 
@@ -25,7 +28,7 @@ def boot_layer(cache: Cache, recipe: Recipe, debian: Path) -> tuple[str, Path]:
     # By content: a refreshed Debian layer keeps its own key, and may hold another kernel.
     package = hashlib.sha256((debian / KERNEL_DEB).read_bytes()).hexdigest()
     packages = (debian / PACKAGES).read_bytes()
-    modules = "\0".join(recipe.modules)
+    modules = "\0".join([*recipe.modules, "", *recipe.disk_modules])
     key = digest_of(["boot", package, packages, modules, INIT.read_bytes(), Path(__file__).read_bytes()])
 
     def make(place: Path) -> None:
@@ -33,8 +36,12 @@ def boot_layer(cache: Cache, recipe: Recipe, debian: Path) -> tuple[str, Path]:
             run(["dpkg-deb", "-x", debian / KERNEL_DEB, unpacked], "unpacking the kernel")
             (image,) = (unpacked / "boot").glob("vmlinuz-*")
             (place / KERNEL).write_bytes(extract_kernel(image.read_bytes()))
+            (place / DISK_KERNEL).write_bytes(image.read_bytes())
+            busybox = _busybox(debian / ROOT_TAR)
             modules = find_modules(unpacked, recipe.modules)
-            (place / INITRD).write_bytes(make_initrd(_busybox(debian / ROOT_TAR), modules))
+            (place / INITRD).write_bytes(make_initrd(busybox, modules))
+            modules = find_modules(unpacked, (*recipe.modules, *recipe.disk_modules))
+            (place / DISK_INITRD).write_bytes(make_initrd(busybox, modules))
 
     return key, cache.layer("boot", key, make)
 
@@ -58,12 +65,30 @@ def extract_kernel(image: bytes) -> bytes:
 
 
 def find_modules(root: Path, names: Iterable[str]) -> list[tuple[str, bytes]]:
-    """Name and content of each module, in the order asked for."""
+    """Name and content of each module, in the order asked for, each after those that it needs."""
     files = {path.name.removesuffix(".ko"): path for path in (root / "lib" / "modules").rglob("*.ko")}
-    missing = [name for name in names if name not in files]
-    if missing:
-        raise BuildError(f"the kernel's package has no module {missing[0]}", "mend `modules` in the recipe")
-    return [(name, files[name].read_bytes()) for name in names]
+    files |= {name.replace("-", "_"): path for name, path in files.items()}  # as modules name what they need
+    found: dict[Path, bytes] = {}
+
+    def take(name: str) -> None:
+        if name not in files:
+            raise BuildError(f"the kernel's package has no module {name}", "mend the lists of modules in the recipe")
+        path = files[name]
+        if path not in found:
+            content = path.read_bytes()
+            for needed in _needs(content):
+                take(needed)
+            found[path] = content
+
+    for name in names:
+        take(name)
+    return [(path.name.removesuffix(".ko"), content) for path, content in found.items()]
+
+
+def _needs(module: bytes) -> list[str]:
+    """What a module says that it needs: the list after `depends=` in its own description."""
+    found = re.search(rb"\0depends=([\w,-]*)\0", module)
+    return [name for name in found[1].decode("ascii").split(",") if name] if found else []
 
 
 def _busybox(root_tar: Path) -> bytes:

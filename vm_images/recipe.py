@@ -27,7 +27,8 @@ class Recipe:
     exclude: tuple[str, ...]  # dpkg path patterns left out
     include: tuple[str, ...]  # patterns kept although `exclude` matches them
     kernel: str  # Debian package of the kernel, or of the meta-package that depends on it
-    modules: tuple[str, ...]  # in loading order
+    modules: tuple[str, ...]  # loaded by the initrd in this order; what they need comes by itself
+    disk_modules: tuple[str, ...]  # those besides, of a machine that starts from the disk
     cmdline: str
     memory_mb: int
     disk_gb: int
@@ -76,7 +77,7 @@ def _parse(path: Path, data: dict[str, Any]) -> Recipe:
     for text in (recipe.name, recipe.release, recipe.kernel, *recipe.packages):
         if not _PLAIN_NAME.fullmatch(text):
             raise ConfigError(f"{path}: {text!r} is not a plain name")
-    for module in recipe.modules:
+    for module in (*recipe.modules, *recipe.disk_modules):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", module):
             raise ConfigError(f"{path}: {module!r} is not a module's name")
     if not re.fullmatch(r"3\.\d{1,2}", recipe.python):

@@ -1,4 +1,4 @@
-"""The disk: Debian and the guest agent as an ext4 file system in a qcow2 file, made without mounting anything."""
+"""The disk: Debian and the guest agent in a qcow2 file that starts by itself too, made without mounting anything."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from .bootable import BOOT_AT, ROOT_AT, boot_partition, copy_into, write_table
 from .cache import digest_of
 from .debian import ROOT_TAR
+from .ext4_times import set_times
+from .kernel import DISK_INITRD, DISK_KERNEL
 from .recipe import Recipe
 from .tools import SOURCE_DATE_EPOCH, as_root, remove_after, run
 
 DISK = "disk.qcow2"
+LABEL = "vmwrapper"  # of the root file system: guest/initrd-init finds it by that
 AGENT = "usr/lib/vmwrapper-guest-agent"
 GUEST = Path(__file__).parent / "guest"
 SOURCES = Path(__file__).parent.parent  # where the packages `common` and `guest_agent` are
@@ -39,7 +43,7 @@ def agent_key(sources: Path = SOURCES) -> str:
     return digest_of(parts)
 
 
-def make_disk(place: Path, recipe: Recipe, debian: Path, wheels: Path, sources: Path = SOURCES) -> Path:
+def make_disk(place: Path, recipe: Recipe, debian: Path, wheels: Path, boot: Path, sources: Path = SOURCES) -> Path:
     """Write `disk.qcow2` into `place`."""
     agent = place / "agent"
     raw = place / "disk.raw"
@@ -58,6 +62,13 @@ def make_disk(place: Path, recipe: Recipe, debian: Path, wheels: Path, sources: 
         _collect(agent, wheels, sources)
         _install(root, agent, recipe)
         _file_system(raw, root, recipe)
+    for part in (DISK_KERNEL, DISK_INITRD):
+        shutil.copyfile(boot / part, place / part)
+    fat = boot_partition(place, place / DISK_KERNEL, place / DISK_INITRD, recipe.cmdline)
+    copy_into(raw, fat, BOOT_AT)
+    write_table(raw, recipe.disk_gb << 30)
+    for used in (fat, place / DISK_KERNEL, place / DISK_INITRD):
+        used.unlink()
     try:
         run(
             ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "lazy_refcounts=on", raw, place / DISK],
@@ -104,14 +115,16 @@ def _file_system(raw: Path, root: Path, recipe: Recipe) -> None:
     with raw.open("wb") as file:
         file.truncate(recipe.disk_gb << 30)
     options = ["lazy_itable_init=1", "assume_storage_prezeroed=1", "root_owner=0:0", f"hash_seed={_UUID}"]
+    options.append(f"offset={ROOT_AT}")
     run(
         [
             *as_root(),
             "mke2fs",
-            *("-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-L", "vmwrapper"),
+            *("-q", "-F", "-t", "ext4", "-O", "^metadata_csum", "-m", "0", "-b", "4096", "-L", LABEL),
             *("-U", _UUID, "-E", ",".join(options), "-J", "size=16"),
-            *("-d", root, raw),
+            *("-d", root, raw, f"{((recipe.disk_gb << 30) - ROOT_AT) >> 10}k"),
         ],
         "making the file system",
         env={"E2FSPROGS_FAKE_TIME": str(SOURCE_DATE_EPOCH)},
     )
+    set_times(raw, ROOT_AT, SOURCE_DATE_EPOCH)

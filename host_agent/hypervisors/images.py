@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,21 @@ from common.errors import ConfigError
 from host_agent.wrapper.resolve import soft_link_target
 
 MANIFEST = "image.json"
+
+
+class Firmware(enum.Enum):
+    """What starts an image without a kernel beside it."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+class DiskBus(enum.Enum):
+    """Where an image looks for its disk."""
+
+    VIRTIO = "virtio"
+    IDE = "ide"
+    SATA = "sata"
 
 
 @attrs.frozen
@@ -29,6 +45,8 @@ class Image:
     cmdline: str
     memory_mb: int  # what a VM of this image gets unless told otherwise
     warm_start: bool = False  # its agent waits for settings that come through the line to the host
+    firmware: Firmware = Firmware.BIOS
+    disk_bus: DiskBus = DiskBus.VIRTIO
 
     @property
     def beside(self) -> Path:
@@ -55,6 +73,8 @@ def load_image(directory: Path) -> Image:
             cmdline=str(data.get("cmdline", "")),
             memory_mb=int(data["memory_mb"]),
             warm_start=bool(data.get("warm_start", False)),
+            firmware=Firmware(data.get("firmware", "bios")),
+            disk_bus=DiskBus(data.get("disk_bus", "virtio")),
         )
     except FileNotFoundError:
         raise ConfigError(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from .base import HypervisorError, MachineSpec
+from .images import DiskBus, Firmware, Image
 
 QEMU = f"qemu-system-{platform.machine()}"
 QEMU_IMG = "qemu-img"
@@ -17,6 +18,10 @@ HOST_LINE = "org.vmwrapper.host"  # the serial port through which the guest hear
 
 # What a guest here never uses costs half a second of an emulated boot.
 MACHINE = "q35,i8042=off,hpet=off,smbus=off,sata=off"
+# Images that others made may know older disks only.
+MACHINES = {DiskBus.VIRTIO: MACHINE, DiskBus.IDE: "pc", DiskBus.SATA: "q35"}
+DISKS = {DiskBus.VIRTIO: "virtio-blk-pci", DiskBus.IDE: "ide-hd,bus=ide.0", DiskBus.SATA: "ide-hd,bus=ide.0"}
+UEFI = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/edk2/ovmf/OVMF.fd"), Path("/usr/share/qemu/ovmf-x86_64.bin"))
 TCG = ("-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max")
 KVM = ("-accel", "kvm", "-cpu", "host")
 
@@ -27,7 +32,7 @@ def command_line(
     """Everything but how it starts. `place` has the sockets; a restored guest has its `config` in its memory."""
     image = spec.image
     argv = [*_gentle(), program(QEMU), "-name", _value(spec.name), *accelerator]
-    argv += ["-M", MACHINE, "-smp", str(spec.cpus), "-m", str(spec.memory_mb)]
+    argv += ["-M", MACHINES[image.disk_bus], "-smp", str(spec.cpus), "-m", str(spec.memory_mb)]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     # elevateprivileges=deny or =children would forbid the setsid() with which QEMU starts the helper of a port.
     argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"]
@@ -36,11 +41,12 @@ def command_line(
     argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     if image.kernel is None:
         argv += ["-device", "VGA,vgamem_mb=4"]  # boot loaders write there; our own kernels have no screen at all
+        argv += ["-bios", str(_uefi(image))] if image.firmware is Firmware.UEFI else []
     else:
         argv += ["-kernel", str(image.kernel), "-append", image.cmdline]
         argv += ["-initrd", str(image.initrd)] if image.initrd is not None else []
     argv += ["-drive", f"if=none,id=disk,format=qcow2,discard=unmap,cache=writeback,file={_value(disk)}"]
-    argv += ["-device", "virtio-blk-pci,drive=disk"]
+    argv += ["-device", f"{DISKS[image.disk_bus]},drive=disk"]
     argv += ["-netdev", ",".join(["user,id=net,restrict=on,ipv6=off", *([forwards] if forwards else [])])]
     argv += ["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]
     argv += ["-chardev", f"socket,id=host,path={_value(place / 'host.sock')},server=off,reconnect=1"]
@@ -49,6 +55,13 @@ def command_line(
     if config is not None:
         argv += ["-fw_cfg", f"name=opt/vmwrapper/config,file={_value(config)}"]
     return argv
+
+
+def _uefi(image: Image) -> Path:
+    for path in UEFI:
+        if path.is_file():
+            return path
+    raise HypervisorError(f"the image {image.name} needs UEFI firmware, which is not here", "apt install ovmf")
 
 
 def program(name: str) -> str:

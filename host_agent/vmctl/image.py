@@ -25,7 +25,10 @@ def add_parser(subparsers: Any) -> None:
     build.set_defaults(func=_build)
 
     agent = actions.add_parser("agent", help="write the guest agent as one file, for machines that others made")
-    agent.add_argument("-o", "--output", type=Path, default=Path("vmwrapper-guest-agent.pyz"), metavar="FILE")
+    agent.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="default: vmwrapper-guest-agent.pyz or .tar.gz"
+    )
+    agent.add_argument("--frozen", action="store_true", help="with a Python of its own, as a .tar.gz")
     agent.add_argument("--python", default="3.10", help="oldest Python it is for: 3.10 (and all newer ones) or 3.9")
     agent.add_argument(
         "--byte-code", action="append", default=[], metavar="PYTHON", help="program of a Python to compile for; repeat"
@@ -63,7 +66,14 @@ def _agent(options: argparse.Namespace) -> int:
     from vm_images.cache import Cache, default_cache
 
     cache = Cache(options.cache or default_cache())
-    print(make_agent_file(options.output, cache, python=options.python, compilers=options.byte_code))
+    if options.frozen:
+        from vm_images.builder import frozen_agent
+        from vm_images.frozen import write_frozen
+
+        print(write_frozen(options.output or Path("vmwrapper-guest-agent.tar.gz"), frozen_agent(cache)))
+        return 0
+    output = options.output or Path("vmwrapper-guest-agent.pyz")
+    print(make_agent_file(output, cache, python=options.python, compilers=options.byte_code))
     return 0
 
 

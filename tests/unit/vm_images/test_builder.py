@@ -44,7 +44,7 @@ class Steps:
         monkeypatch.setattr(builder, "boot_layer", lambda cache, recipe, debian: ("b", boot))
         monkeypatch.setattr(builder, "make_disk", self.make_disk)
 
-    def make_disk(self, place: Path, recipe: Recipe, debian: Path, wheels: Path, sources: Path) -> None:
+    def make_disk(self, place: Path, recipe: Recipe, debian: Path, wheels: Path, boot: Path, sources: Path) -> None:
         self.made += 1
         (place / "disk.qcow2").write_text(f"disk {self.made}")
 
