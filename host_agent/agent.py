@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -16,6 +17,7 @@ from .broker.access import BrokerAccess, HostLink, OwnBroker
 from .broker.external import ExternalBroker
 from .broker.settings import BrokerSettings
 from .checkpoints import Checkpoints
+from .chirp import Chirp
 from .commands import Commands
 from .control import ControlServer, Endpoint
 from .copies import Copies
@@ -40,11 +42,12 @@ def build_host_agent(
     state: AgentState,
     stopped: Callable[[], None],
     external: BrokerSettings | None = None,
+    chirp_tools: Path | None = None,
 ) -> HostAgent:
     """The map of the program: every part of a host agent and who talks to whom.
 
     `stopped` is called when the agent was asked to end and has ended everything it had.
-    The broker is the embedded one, or an `external` one.
+    The broker is the embedded one, or an `external` one. `chirp_tools`: where cctools are, if not on PATH.
     """
     broker: BrokerAccess = OwnBroker(reactor, state.agent_id) if external is None else ExternalBroker(reactor, external)
     files = FilesService(reactor)
@@ -62,7 +65,9 @@ def build_host_agent(
     vms = VirtualMachines(reactor, broker, hypervisor, guests, requests, state, checkpoints, services_for)
     events = EventLog(reactor)
     observation = Observation(vms, commands, copies, events, broker.report)
-    operations = Operations(reactor, vms, guests, commands, copies, agent.shut_down, observation.calls)
+    operations = Operations(
+        reactor, vms, guests, commands, copies, agent.shut_down, Chirp(reactor, chirp_tools), observation.calls
+    )
     control = ControlServer(reactor, state.agent_id, operations)
     agent.wire(guests, vms, requests, control, events)
     agent.observation = observation

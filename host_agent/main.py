@@ -107,7 +107,7 @@ def _run(options: argparse.Namespace) -> int:
     except VMwrapperError as error:
         print(f"vmwrapper-host-agent: cannot start: {error.explain()}", file=sys.stderr)
         return 1
-    agent = build_host_agent(reactor, hypervisor, state, stopped, external)
+    agent = build_host_agent(reactor, hypervisor, state, stopped, external, config.chirp_path)
 
     def ready(endpoint: Endpoint) -> None:
         if options.metrics is not None:

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from common.errors import ConfigError, VMwrapperError
 from common.messages import Copied, Result, Run
 
+from .chirp import Chirp
 from .commands import Command, Commands, Update, new_id
 from .copies import Copies, Copy
 from .events import Happened
@@ -54,6 +55,7 @@ class Operations:
         commands: Commands,
         copies: Copies,
         shut_down: Callable[[Fate], Deferred[None]],
+        chirp: Chirp,
         more: Mapping[str, Callable[[dict[str, Any], Update], Any]] | None = None,
     ) -> None:
         """`more`: calls that other parts of the agent answer."""
@@ -63,6 +65,7 @@ class Operations:
         self._commands = commands
         self._copies = copies
         self._shut_down = shut_down
+        self._chirp = chirp
         self._calls: Mapping[str, Callable[[dict[str, Any], Update], Any]] = {
             "vms": self.vms,
             "start_vm": self.start_vm,
@@ -245,7 +248,10 @@ class Operations:
     def signal(self, args: dict[str, Any], update: Update) -> None:
         self._commands.signal(self._command(args), _text(args, "signal"))
 
-    def put(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
+    def put(self, args: dict[str, Any], update: Update) -> Any:
+        if args.get("chirp_port"):
+            source, destination = _absolute(args, "source"), _text(args, "destination")
+            return self._by_chirp(args, lambda server: self._chirp.put(server, source, destination))
         copy_id = _text(args, "copy") or new_id()
         copy = self._copies.get(copy_id)
         if copy is None:
@@ -254,7 +260,10 @@ class Operations:
             copy = self._copies.put(self._vm(args).guest, copy_id, source, destination)
         return self._watch_copy(copy, update)
 
-    def get(self, args: dict[str, Any], update: Update) -> Deferred[dict[str, Any]]:
+    def get(self, args: dict[str, Any], update: Update) -> Any:
+        if args.get("chirp_port"):
+            source, destination = _text(args, "source"), _absolute(args, "destination")
+            return self._by_chirp(args, lambda server: self._chirp.get(server, source, destination))
         copy_id = _text(args, "copy") or new_id()
         copy = self._copies.get(copy_id)
         if copy is None:
@@ -262,6 +271,16 @@ class Operations:
             source, destination = _text(args, "source"), _absolute(args, "destination")
             copy = self._copies.fetch(self._vm(args).guest, copy_id, source, destination)
         return self._watch_copy(copy, update)
+
+    async def _by_chirp(self, args: dict[str, Any], copy: Callable[[str], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """A copy by cctools' programs, with a guest that runs a chirp_server."""
+        vm, began = self._vm(args), self.clock.seconds()
+        door = await self._vms.reach(vm, _whole(args, "chirp_port"))
+        try:
+            done = await copy(f"{door.address}:{door.port}")
+        finally:
+            await door.close()
+        return {**done, "seconds": self.clock.seconds() - began}
 
     def _no_command(self, copy_id: str) -> None:
         if self._commands.get(copy_id) is not None:

@@ -30,7 +30,16 @@ from .broker.access import BrokerAccess
 from .checkpoints import Checkpoints, machine_of
 from .events import Happened
 from .guests import ForeignAgent, Guest, Guests, Identity, Presence
-from .hypervisors.base import Hypervisor, HypervisorHangs, Machine, MachineSpec, MachineState
+from .hypervisors.base import (
+    Door,
+    Hypervisor,
+    HypervisorError,
+    HypervisorHangs,
+    Machine,
+    MachineSpec,
+    MachineState,
+    Reachable,
+)
 from .hypervisors.images import NO_IMAGE, Image, image_for, load_image
 from .once import Once
 from .requests import Requests
@@ -502,6 +511,13 @@ class VirtualMachines:
             except HypervisorHangs as error:
                 self._fail(vm, str(error))
                 raise
+
+    async def reach(self, vm: VirtualMachine, port: int) -> Door:
+        """A door to a port of the guest; close it."""
+        machine = machine_of(vm)
+        if not isinstance(machine, Reachable):
+            raise HypervisorError(f"no port of {vm.name} can be reached with {self._hypervisor.name}")
+        return await machine.reach(port)
 
     async def stop_all(self, fate: Fate = Fate.END) -> None:
         """End every VM as `fate` says."""

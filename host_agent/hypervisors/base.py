@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -154,6 +154,22 @@ class Machine(Protocol):
 
     def console_tail(self, lines: int = 20) -> str:
         """The last lines of the guest's console, printable characters only."""
+
+
+@attrs.frozen
+class Door:
+    """A way from this host to a port of a guest, open until `close`."""
+
+    address: str
+    port: int
+    close: Callable[[], Deferred[None]]
+
+
+@runtime_checkable
+class Reachable(Protocol):
+    """A `Machine` whose driver can open a door to its guest, which otherwise nobody reaches."""
+
+    def reach(self, port: int) -> Deferred[Door]: ...
 
 
 class Hypervisor(Protocol):

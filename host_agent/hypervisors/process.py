@@ -26,7 +26,7 @@ from common.config import GuestConfig
 from common.files import write_private
 from host_agent.ledger import LedgerEntry
 
-from .base import Capabilities, HypervisorError, Machine, MachineSpec, MachineState, Requirement
+from .base import Capabilities, Door, HypervisorError, Machine, MachineSpec, MachineState, Requirement
 from .cpu_time import CpuTime
 from .leash import CONSOLE
 from .qemu_process import HowItEnded
@@ -253,6 +253,9 @@ class ProcessMachine:
 
     def delete_snapshot(self, name: str) -> Deferred[None]:
         return self._cannot("make snapshots")
+
+    def reach(self, port: int) -> Deferred[Door]:
+        return succeed(Door(LOOPBACK, port, lambda: succeed(None)))
 
     def _cannot(self, what: str) -> Deferred[Any]:
         return fail(HypervisorError(f"{self.spec.name} is an ordinary process: it cannot {what}"))

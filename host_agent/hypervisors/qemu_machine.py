@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from twisted.internet.defer import Deferred, succeed
 from common.files import write_private
 from host_agent.ledger import LedgerEntry
 
-from .base import SAVED, HypervisorError, MachineSpec, MachineState
+from .base import SAVED, Door, HypervisorError, MachineSpec, MachineState
 from .qemu_disk import TOOL_DEADLINE
 from .qemu_memory import STATE_DEADLINE, Refused
-from .qemu_options import TCG, program
+from .qemu_options import NETWORK, TCG, program
 from .qemu_process import QemuProcess
 from .qemu_states import ZSTD, Compressor, State, States, run_tool, sync
 from .qemu_vm import START_DEADLINE, QemuVm
@@ -326,6 +327,29 @@ class QemuMachine(QemuVm):
 
     def snapshots(self) -> Deferred[list[str]]:
         return succeed(self._states.names())
+
+    def reach(self, port: int) -> Deferred[Door]:
+        """For everybody on this host, who must know its port: whatever listens there has to ask who they are."""
+        return Deferred.fromCoroutine(self._reach(port))
+
+    async def _reach(self, port: int) -> Door:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ours = int(free.getsockname()[1])
+        rule = f"tcp:127.0.0.1:{ours}"
+        said = await self._monitor_command(f"hostfwd_add {NETWORK} {rule}-:{port}")
+        if said:
+            raise HypervisorError(f"QEMU lets nobody to port {port} of {self.spec.name}: {said}")
+
+        async def close() -> None:
+            if self._qmp is not None:  # else the door went with QEMU
+                await self._monitor_command(f"hostfwd_remove {NETWORK} {rule}")
+
+        return Door("127.0.0.1", ours, lambda: Deferred.fromCoroutine(close()))
+
+    async def _monitor_command(self, line: str) -> str:
+        """QMP has no words of its own for this."""
+        said = await self._steered().execute("human-monitor-command", **{"command-line": line})
+        return str(said or "").strip()
 
     def delete_snapshot(self, name: str) -> Deferred[None]:
         return self._alone(lambda: self._delete(name))

@@ -22,6 +22,7 @@ MACHINE = "q35,i8042=off,hpet=off,smbus=off,sata=off"
 MACHINES = {DiskBus.VIRTIO: MACHINE, DiskBus.IDE: "pc", DiskBus.SATA: "q35"}
 DISKS = {DiskBus.VIRTIO: "virtio-blk-pci", DiskBus.IDE: "ide-hd,bus=ide.0", DiskBus.SATA: "ide-hd,bus=ide.0"}
 UEFI = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/edk2/ovmf/OVMF.fd"), Path("/usr/share/qemu/ovmf-x86_64.bin"))
+NETWORK = "net"  # QEMU's name for the guest's
 TCG = ("-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max")
 KVM = ("-accel", "kvm", "-cpu", "host")
 
@@ -47,8 +48,8 @@ def command_line(
         argv += ["-initrd", str(image.initrd)] if image.initrd is not None else []
     argv += ["-drive", f"if=none,id=disk,format=qcow2,discard=unmap,cache=writeback,file={_value(disk)}"]
     argv += ["-device", f"{DISKS[image.disk_bus]},drive=disk"]
-    argv += ["-netdev", ",".join(["user,id=net,restrict=on,ipv6=off", *([forwards] if forwards else [])])]
-    argv += ["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]
+    argv += ["-netdev", ",".join([f"user,id={NETWORK},restrict=on,ipv6=off", *([forwards] if forwards else [])])]
+    argv += ["-device", f"virtio-net-pci,netdev={NETWORK},romfile=", "-device", "virtio-rng-pci"]
     argv += ["-chardev", f"socket,id=host,path={_value(place / 'host.sock')},server=off,reconnect=1"]
     argv += ["-device", "virtio-serial-pci,max_ports=2", "-device", f"virtserialport,chardev=host,name={HOST_LINE}"]
     argv += ["-device", "vmgenid,guid=auto"]  # guests whose kernels know it seed their random numbers anew

@@ -13,6 +13,7 @@ from common.errors import ConfigError
 from .agents import find_vm
 
 A_DAY = 86400.0
+CHIRP_PORT = 9094  # Chirp's own
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,6 +27,15 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="PATH or VM:PATH")
     parser.add_argument("destination", metavar="DESTINATION", help="PATH or VM:PATH")
+    parser.add_argument(
+        "--chirp",
+        type=int,
+        nargs="?",
+        const=CHIRP_PORT,
+        default=0,
+        metavar="PORT",
+        help="by cctools, with the chirp_server that the VM runs at PORT (%(const)s); default: by HTTP",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.set_defaults(func=run)
 
@@ -36,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if bool(source_vm) == bool(destination_vm):
         raise ConfigError("exactly one of SOURCE and DESTINATION must be in a VM, written VM:PATH")
     found = find_vm(source_vm or destination_vm)
+    more = {"chirp_port": options.chirp} if options.chirp else {}
     update = _Progress(quiet=options.quiet or not sys.stderr.isatty())
     if destination_vm:
         path = Path(source).absolute()
@@ -43,13 +54,13 @@ def run(options: argparse.Namespace) -> int:
             raise ConfigError(f"there is no {source}")
         if not destination or destination.endswith("/") or destination == ".":
             destination = str(PurePosixPath(destination or ".") / path.name)
-        args = {"vm": found.vm["vm"], "source": str(path), "destination": destination}
+        args = {"vm": found.vm["vm"], "source": str(path), "destination": destination, **more}
         done = found.client.call("put", args, update, deadline_s=A_DAY)
     else:
         target = Path(destination)
         if target.is_dir() or destination.endswith("/"):
             target = target / PurePosixPath(source).name
-        args = {"vm": found.vm["vm"], "source": source, "destination": str(target.absolute())}
+        args = {"vm": found.vm["vm"], "source": source, "destination": str(target.absolute()), **more}
         done = found.client.call("get", args, update, deadline_s=A_DAY)
     update.end()
     if not options.quiet:
