@@ -72,6 +72,7 @@ class Operations:
             "stop_vm": self.stop_vm,
             "pause_vm": self.pause_vm,
             "resume_vm": self.resume_vm,
+            "limit_vm": self.limit_vm,
             "save_vm": self.save_vm,
             "checkpoint_vm": self.checkpoint_vm,
             "snapshot_vm": self.snapshot_vm,
@@ -134,6 +135,14 @@ class Operations:
     async def resume_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
         await self._vms.resume(vm)
+        return self._vms.describe(vm)
+
+    def limit_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
+        vm = self._vm(args)
+        if "cpu_percent" in args:
+            self._vms.limit(vm, min(100.0, _number(args, "cpu_percent")))
+        if "disk_mb" in args:
+            vm.disk_mb = _whole(args, "disk_mb")
         return self._vms.describe(vm)
 
     async def save_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:

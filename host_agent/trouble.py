@@ -1,6 +1,7 @@
 """VMs that do not do their work any more: who notices, how long it may last, and what is kept of them.
 
     its agent is silent while the VM runs      SILENT_MOST after it counts as silent, then the VM is ended as failed
+    its files outgrow the job's disk limit     at the next look
     its hypervisor stopped it (a full disk)    it is let go on every STALL_AGAIN; after STALL_MOST it is ended as failed
 
 A failed VM leaves its console, and where it has one a picture of its screen, beside its directory: in the slot.
@@ -9,6 +10,7 @@ A failed VM leaves its console, and where it has one a picture of its screen, be
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +44,7 @@ class Watched(Protocol):
     machine: Machine | None
     ending: bool
     held: bool  # somebody wants it to stand still
+    disk_mb: int
     stalled: Stall | None
 
 
@@ -100,6 +103,8 @@ class Troubles:
                     self._fail(vm, f"it runs, but its agent has said nothing for {silent:.0f} s")
             elif vm.stalled is not None:
                 self._look_at_stalled(vm, vm.stalled, machine, now)
+            elif vm.disk_mb and (used := _used_mb(vm.directory)) > vm.disk_mb:
+                self._fail(vm, f"its disk, states and snapshots use {used} MB, and the job may use {vm.disk_mb} MB")
 
     def _look_at_stalled(self, vm: Watched, stall: Stall, machine: Machine, now: float) -> None:
         if machine.state is MachineState.PAUSED and now - stall.since > STALL_MOST:
@@ -108,6 +113,18 @@ class Troubles:
             machine.resume().addErrback(lambda failure: failure.trap(HypervisorError))
         elif now - stall.last > STALL_MOST:
             vm.stalled = None
+
+
+def _used_mb(directory: Path) -> int:
+    """What the files of a VM take on the disk: not their length, for images have holes."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(directory):
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False):
+                    info = entry.stat(follow_symlinks=False)
+                    total += info.st_blocks * 512 if hasattr(info, "st_blocks") else info.st_size
+    return total >> 20
 
 
 async def keep_what_is_left(clock: IReactorTime, vm: Watched, *, screen: bool) -> list[Path]:

@@ -98,6 +98,8 @@ class VirtualMachine:
     failing: str = ""  # why we end it as failed
     held: bool = False  # somebody wants it to stand still
     stalled: Stall | None = None
+    cpu_share: float = 1.0
+    disk_mb: int = 0  # that it may use on this host; 0: no limit
     ending: bool = False
     adopting: bool = False  # what happened to it before is not news, and it may go back to a snapshot
     going_back: bool = False  # it ended by itself, and is on its way back to a checkpoint
@@ -371,6 +373,7 @@ class VirtualMachines:
             services=self._services_for(vm.guest),
             guest_config=config.to_json(),
             on_state=changed,
+            cpu_share=vm.cpu_share,
         )
 
     async def _give_up(self, vm: VirtualMachine, error: Exception, deadline: float) -> VMFailed:
@@ -473,6 +476,11 @@ class VirtualMachines:
             self._broker.return_login(vm.guest.identity.login)
 
     # -- steering
+
+    def limit(self, vm: VirtualMachine, cpu_percent: float) -> None:
+        """Of the time that its processors may run; also after a restore."""
+        vm.cpu_share = cpu_percent / 100 if cpu_percent else 1.0
+        machine_of(vm).limit(vm.cpu_share)
 
     def _fail(self, vm: Watched, reason: str) -> None:
         """A VM does not do its work: end it, as if it had crashed for this reason."""

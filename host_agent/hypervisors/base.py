@@ -107,6 +107,9 @@ class Machine(Protocol):
     def resume(self) -> Deferred[None]:
         """PAUSED to RUNNING. The guest's clock is then set to the host's, where its image allows."""
 
+    def limit(self, cpu_share: float) -> None:
+        """Hold it to this share of the time from now on, where the driver can; 1.0 is no limit."""
+
     def power_off(self) -> Deferred[None]:
         """End the VM at once, as if its power were cut. Fires when its process is gone."""
 

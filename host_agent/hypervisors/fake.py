@@ -199,6 +199,9 @@ class FakeMachine:
             return fail(HypervisorError(f"{self.spec.name} is {self._state.value} and cannot be {done}"))
         return fail(HypervisorError(scripted)) if scripted else None
 
+    def limit(self, cpu_share: float) -> None:
+        self.calls.append(f"limit {cpu_share:g}")
+
     def power_off(self) -> Deferred[None]:
         self.calls.append("power_off")
         if self._state not in (MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED):

@@ -204,6 +204,9 @@ class ProcessMachine:
                 with contextlib.suppress(psutil.Error):
                     process.send_signal(number)
 
+    def limit(self, cpu_share: float) -> None:
+        pass
+
     def power_off(self) -> Deferred[None]:
         if self.pid is None:
             return succeed(None)

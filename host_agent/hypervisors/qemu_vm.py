@@ -36,6 +36,7 @@ from .qemu_process import HowItEnded, QemuProcess
 from .qmp import QMP
 
 START_DEADLINE = 30.0  # seconds from the start of QEMU to its first words on QMP
+LEAST_SHARE = 0.05  # of the time, which a guest's agent needs to stay in touch
 QUIT_DEADLINE = 5.0  # until SIGTERM, and then until SIGKILL
 DISK = "disk.qcow2"
 
@@ -74,6 +75,7 @@ class QemuVm:
         self._cpu_time = CpuTime()
         self._left = False
         self._stopped_at = 0.0
+        self._share = spec.cpu_share
 
     @property
     def pid(self) -> int | None:
@@ -88,8 +90,8 @@ class QemuVm:
 
     def _throttle(self, on: bool) -> None:
         """Hold it to its share of the processors; not while it starts, stands still or writes a state."""
-        if self._process is not None and self.spec.cpu_share < 1.0:
-            self._process.share(self.spec.cpu_share if on else 1.0)
+        if self._process is not None and self._share < 1.0:
+            self._process.share(self._share if on else 1.0)
 
     def _alone(self, operation: Callable[[], Any]) -> Deferred[Any]:
         """Run an operation on states when those before it have ended."""
@@ -230,6 +232,11 @@ class QemuVm:
             await self._steered().execute("cont")
             self._host_line.say(restored=False)
             self._change(MachineState.RUNNING)
+
+    def limit(self, cpu_share: float) -> None:
+        self._share = min(1.0, max(LEAST_SHARE, cpu_share))
+        if self._process is not None and self.state is MachineState.RUNNING and not self._busy:
+            self._process.share(self._share)
 
     def power_off(self) -> Deferred[None]:
         if self._asked_to_end is None or self.state in _ALIVE:

@@ -32,6 +32,7 @@ from .log import Log, tail
 from .resolve import Macros, command_words, environment, in_guest, resolve_path
 from .state import CommandRecord, StateFile
 from .tasks import ENDED_EARLY, TIME_LIMIT, Left, TaskEnd, TaskError, TaskState
+from .vm_wishes import VmLimits, VmWishes
 
 FRACTION_FILE = "fraction_done"  # in the guest's home, when the job names no other
 START_DEADLINE_S = 180.0  # an emulated boot takes seven seconds on an idle computer; many may be busy on this one
@@ -53,6 +54,7 @@ class GuestTask:
     saved: StateFile
     log: Log
     extra_words: tuple[str, ...] = ()
+    wishes: VmWishes = attrs.field(factory=VmWishes)
     state: TaskState = TaskState.READY
     _output: CommandOutput = attrs.field(init=False)
     _client: ControlClient | None = None  # whom the steps ask; another one begins at the top
@@ -64,6 +66,7 @@ class GuestTask:
     _on_purpose: str = ""
     _started: bool = False  # the program runs, as far as we know
     _vm_pid: int = 0
+    _told: VmLimits = attrs.field(factory=VmLimits)  # what the VM is held to
     _cpu_s: float = 0.0
     _fraction: float = 0.0
     _stderr_start: int = 0
@@ -93,6 +96,8 @@ class GuestTask:
             raise self._error
         if client is not None and client is not self._client:
             self._begin(client)
+        if self.state in _IN_VM and self.wishes.limits != self._told:
+            self._tell_limits()
         self._advance()
         if self._error is not None:
             raise self._error
@@ -223,6 +228,7 @@ class GuestTask:
         if self._suspended:  # it came up after the client had asked for quiet
             self._tell("pause_vm", self._vm())
         self._vm_pid = int(_number(vm.get("pid")))
+        self._told = VmLimits()
         instance = str(vm.get("instance") or "")
         record = self._record()
         if record is not None and record.asked and record.instance == instance:
@@ -436,6 +442,10 @@ class GuestTask:
         record = self._record()
         if self._started and record is not None:
             self._tell("signal", {"command": record.command, "signal": name})
+
+    def _tell_limits(self) -> None:
+        self._told = self.wishes.limits
+        self._tell("limit_vm", {**self._vm(), **attrs.asdict(self._told)})
 
     def _tell(self, call: str, args: Mapping[str, Any]) -> None:
         """A request whose failure changes nothing here: what it was for then shows in the task itself."""

@@ -14,6 +14,7 @@ from .progress import Progress
 from .services import Services
 from .sporadic import SporadicFiles
 from .step import Step
+from .vm_wishes import VmWishes
 
 
 class QuitError(Exception):
@@ -30,6 +31,7 @@ class TaskLoop:
     log: Log
     progress: Progress
     services: Services
+    wishes: VmWishes = attrs.field(factory=VmWishes)
     sporadic: SporadicFiles | None = None
     status: Status = attrs.field(factory=Status)
 
@@ -71,7 +73,7 @@ class TaskLoop:
         if status.quit_reason:
             raise QuitError(status.quit_reason)
         if status.reread:
-            self.runtime.init_data()
+            self.wishes.follow(self.runtime.init_data())
         if self.sporadic is not None:
             self.sporadic.tick(status)
         self.progress.trickles.follow_project()

@@ -34,6 +34,7 @@ from .sporadic import SporadicFiles
 from .state import StateFile
 from .tasks import RunningTask
 from .trickles import Trickles
+from .vm_wishes import VmWishes
 from .wrapper import Wrapper, finish
 
 if TYPE_CHECKING:  # a job that stays on the host does without
@@ -54,6 +55,9 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     macros = Macros(given.project_dir, options.nthreads, device, str(slot))
     priority = None if given.no_priority_change else given.process_priority
 
+    wishes = VmWishes()
+    wishes.follow(given)
+
     def host_task(task: Task, service: bool = False) -> HostTask:
         return HostTask(task, slot, macros, watch, options.child_words, priority, service, options.use_tstp)
 
@@ -63,7 +67,7 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
         from .guest_task import GuestTask
 
         assert agent is not None
-        return GuestTask(task, slot, macros, agent, state, log, options.child_words)
+        return GuestTask(task, slot, macros, agent, state, log, options.child_words, wishes)
 
     checkpoint = read_checkpoint(slot) or Checkpoint()
     needs_vm = not state.state.end_early and any(task.in_vm for task in job.tasks[checkpoint.tasks_done :])
@@ -78,7 +82,7 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     trickles = Trickles(runtime, state, options.trickle_s, given.host.fpops, log.say)
     progress = Progress(job, slot, runtime, log, state, trickles)
     sporadic = SporadicFiles(slot, runtime) if options.sporadic else None
-    loop = TaskLoop(slot, runtime, events, log, progress, services, sporadic)
+    loop = TaskLoop(slot, runtime, events, log, progress, services, wishes, sporadic)
     return Wrapper(
         job=job,
         slot=slot,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -218,3 +219,18 @@ async def test_who_waits_for_a_vm_that_does_not_start_hears_of_it(agent: HostAge
     for each in both:
         with pytest.raises(VMFailed, match="killed by signal 11"):
             await each
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_vm_that_outgrows_its_disk_limit(agent: HostAgent, tmp_path: Path) -> None:
+    vm = await ready(agent, tmp_path)
+    (vm.directory / "disk").write_bytes(os.urandom(3 << 20))
+    limits = {"vm": "vm", "cpu_percent": 40, "disk_mb": 4}
+    agent._control.operations.limit_vm(limits, lambda name, data: None)
+    assert agent.fake.machines[-1].calls[-1] == "limit 0.4"  # type: ignore[attr-defined]
+    agent._vms._troubles._look()
+    assert not vm.failing
+    (vm.directory / "state").write_bytes(os.urandom(3 << 20))
+    agent._vms._troubles._look()
+    await until(lambda: bool(vm.reason))
+    assert vm.reason.endswith("its disk, states and snapshots use 6 MB, and the job may use 4 MB")

@@ -15,6 +15,7 @@ from twisted.internet.task import deferLater
 from host_agent.hypervisors.base import MachineSpec
 from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.qemu import QemuHypervisor
+from host_agent.hypervisors.qemu_options import OVERHEAD_MB
 from tests.contract.hypervisor_contract import Told
 
 from .asker import AskerFactory
@@ -30,9 +31,7 @@ async def test_a_vm_keeps_to_its_share(standin_image: Image, tmp_path: Path, mon
     directory = tmp_path / "vm-gentle"
     directory.mkdir(mode=0o700)
     askers = AskerFactory()
-    spec = MachineSpec(
-        "gentle", "t-gentle", standin_image, directory, 128, 1, {61613: askers}, b"{}", Told(), cpu_share=0.25
-    )
+    spec = MachineSpec("gentle", "t-gentle", standin_image, directory, 128, 1, {61613: askers}, b"{}", Told())
     machine = await QemuHypervisor(reactor).create(spec)
     try:
         await machine.start()
@@ -42,6 +41,12 @@ async def test_a_vm_keeps_to_its_share(standin_image: Image, tmp_path: Path, mon
         qemu = psutil.Process(machine.pid)
         assert qemu.nice() == 19
         assert qemu.ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
+        assert qemu.rlimit(psutil.RLIMIT_DATA)[0] == (128 + OVERHEAD_MB) << 20
+        status = Path(f"/proc/{qemu.pid}/status").read_text()
+        data_mb = int(next(line for line in status.splitlines() if line.startswith("VmData")).split()[1]) >> 10
+        print(f"data: {data_mb} MB")
+        assert data_mb < 128 + OVERHEAD_MB * 0.6, "the limit is too near to what a healthy QEMU needs"
+        machine.limit(0.25)
         working = asker.ask("sha256 4")
         before, began = machine.cpu_seconds(), time.monotonic()
         await working

@@ -358,6 +358,9 @@ class VirtualBoxMachine:
     def cpu_seconds(self) -> float:
         return self._record.cpu_before + self._cpu_time.look(self.pid)
 
+    def limit(self, cpu_share: float) -> None:
+        pass  # its cap is a setting of the volunteer's, and of the time when it is made
+
     def screen(self, path: Path) -> Deferred[bool]:
         return succeed(False)
 

@@ -13,14 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from host_agent.wrapper import agent_process, step
-from host_agent.wrapper.boinc.runtime import Leave, Status
+from host_agent.wrapper.boinc.runtime import InitData, Leave, Preferences, Status
 from host_agent.wrapper.boinc.slot_files import FINISH_FILE
 from host_agent.wrapper.boinc.standalone import StandaloneRuntime
 from host_agent.wrapper.main import build_wrapper
 from host_agent.wrapper.options import Options
+from host_agent.wrapper.vm_wishes import VmWishes
 from host_agent.wrapper.wrapper import Wrapper
 
 FAKE = Path(__file__).with_name("fake_agent.py")
@@ -159,6 +161,48 @@ def test_the_agent_dies_once(slot: Path, call: str, keep: list[str]) -> None:
     assert (slot.parent / "runs").read_text() == "again\n" * (2 if again else 1)
     ids = {args["command"] for name, args in calls(slot) if name == "run"}
     assert (len(ids) == 2) == (not keep and call in ("run", "get"))
+
+
+def test_the_clients_limits_reach_the_vm(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its start, and when the volunteer changes them."""
+    more = f"until [ -e {slot.parent}/go ]; do sleep 0.05; done; exit"
+    (slot / "worker.sh").write_text(WORKER.replace("exit", more))
+    wrapper = build(slot)
+    given = InitData(plan_class="vbox64", disk_bound=2e9, preferences=Preferences(cpu_usage_percent=60))
+    wrapper.loop.wishes.follow(given)
+
+    def limits() -> list[dict[str, Any]]:
+        found = (slot.parent / "calls").exists()
+        return [args for call, args in calls(slot) if call == "limit_vm"] if found else []
+
+    def wish() -> Status:
+        if len(limits()) == 2:
+            (slot.parent / "go").touch()
+        return Status(reread=len(limits()) == 1)
+
+    client = Client(slot, wish)
+    changed = attrs.evolve(given, preferences=Preferences(cpu_usage_percent=30))
+    monkeypatch.setattr(client, "init_data", lambda: changed)
+    assert with_client(wrapper, client, monkeypatch) == 0
+    assert [each["cpu_percent"] for each in limits()] == [60, 30]
+    assert limits()[0]["disk_mb"] == 1716
+
+
+@pytest.mark.parametrize(
+    ("given", "percent"),
+    [
+        (InitData(preferences=Preferences(cpu_usage_percent=60)), 0),  # the client suspends us now and then
+        (InitData(plan_class="x_vbox64", preferences=Preferences(cpu_usage_percent=60)), 60),
+        (InitData(ncpus=0.5, preferences=Preferences(cpu_usage_percent=60)), 60),
+        (InitData(gpu_type="NVIDIA", preferences=Preferences(cpu_usage_percent=60)), 60),
+        (InitData(plan_class="vbox64", preferences=Preferences(cpu_usage_percent=100)), 0),
+        (InitData(plan_class="vbox64"), 0),
+    ],
+)
+def test_who_holds_a_vm_to_its_share(given: InitData, percent: float) -> None:
+    wishes = VmWishes()
+    wishes.follow(given)
+    assert wishes.limits.cpu_percent == percent
 
 
 @pytest.mark.parametrize("plan", ["lose-once=run", "lose-vm-once=put", "lose-vm-once=get"])

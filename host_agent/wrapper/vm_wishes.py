@@ -1,0 +1,40 @@
+"""What the client's preferences and the state of its network mean for the job's virtual machines.
+
+**Who holds a job to its share of the processors?** The client itself, by suspending it for part of each few seconds,
+unless the application version's plan class has `vbox` in it, uses a GPU or less than one processor: those it leaves
+alone. For them we tell the host agent, whose cap is finer and costs less than pausing a VM. Never both: half of half is
+a quarter.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from .boinc.runtime import InitData
+
+OF_DISK_BOUND = 0.9  # at all of it the client aborts the job
+_MB = 1 << 20
+
+
+@attrs.frozen
+class VmLimits:
+    """Arguments of `limit_vm`."""
+
+    cpu_percent: float = 0.0  # 0: no limit
+    disk_mb: int = 0
+
+
+@attrs.define(eq=False)
+class VmWishes:
+    """The present ones."""
+
+    limits: VmLimits = VmLimits()
+
+    def follow(self, given: InitData) -> None:
+        """The client's settings, at the start and whenever they change."""
+        percent = given.preferences.cpu_usage_percent
+        ours = "vbox" in given.plan_class or bool(given.gpu_type) or 0 < given.ncpus < 1
+        self.limits = VmLimits(
+            cpu_percent=percent if ours and 0 < percent < 100 else 0.0,
+            disk_mb=int(given.disk_bound * OF_DISK_BOUND) // _MB,
+        )
