@@ -26,6 +26,7 @@ from common.broker_link import Credentials
 from common.config import GuestConfig
 from common.errors import ConfigError, VMwrapperError
 
+from .admission import Admission, NoRoom, Ticket
 from .broker.access import BrokerAccess
 from .checkpoints import Checkpoints, machine_of
 from .events import Happened
@@ -98,6 +99,7 @@ class VirtualMachine:
     failing: str = ""  # why we end it as failed
     held: bool = False  # somebody wants it to stand still
     stalled: Stall | None = None
+    ticket: Ticket | None = attrs.field(default=None, repr=False)
     cpu_share: float = 1.0
     disk_mb: int = 0  # that it may use on this host; 0: no limit
     ending: bool = False
@@ -160,6 +162,7 @@ class VirtualMachines:
         state: AgentState,
         checkpoints: Checkpoints,
         services_for: ServicesFor,
+        admission: Admission | None = None,
     ) -> None:
         self._clock = clock
         self._broker = broker
@@ -170,6 +173,7 @@ class VirtualMachines:
         self.checkpoints = checkpoints
         self._services_for = services_for
         self._vms: dict[str, VirtualMachine] = {}
+        self._admission = admission or Admission(clock)
         self._troubles = Troubles(clock, lambda: self, self._fail)
 
     def __iter__(self) -> Iterator[VirtualMachine]:
@@ -225,6 +229,13 @@ class VirtualMachines:
         )
         self._vms[name] = vm
         try:
+            vm.ticket = await self._admission.enter(
+                guest.id,
+                vm.memory_mb,
+                vm.cpus,
+                lambda why: self._tell(vm, "waiting", why),
+                lambda: not vm.ending,
+            )
             directory.mkdir(mode=0o700, parents=True)
             self.keep(guest)
             vm.machine = await self._hypervisor.create(self._spec(vm))
@@ -239,12 +250,16 @@ class VirtualMachines:
             for waiter in waiting:
                 waiter.errback(failed)
             raise failed from None
+        vm.ticket.started()
         waiting, vm.starting = vm.starting or [], None
-        for watcher in vm.watchers:
-            watcher("ready", f"agent {guest.agent_version} answers")
+        self._tell(vm, "ready", f"agent {guest.agent_version} answers")
         for waiter in waiting:
             waiter.callback(None)
         return vm
+
+    def _tell(self, vm: VirtualMachine, state: str, reason: str) -> None:
+        for watcher in vm.watchers:
+            watcher(state, reason)
 
     @contextmanager
     def _progress_of(self, vm: VirtualMachine) -> Iterator[None]:
@@ -255,8 +270,7 @@ class VirtualMachines:
             said = vm.machine.console_tail(1) if vm.machine is not None else ""
             words = f"for {self._clock.seconds() - began:.0f} s, and its agent has not answered yet"
             state = vm.machine.state.value if vm.machine is not None else MachineState.DEFINED.value
-            for watcher in vm.watchers:
-                watcher(state, f"{words}; its console says: {said.strip()[:200]}" if said.strip() else words)
+            self._tell(vm, state, f"{words}; its console says: {said.strip()[:200]}" if said.strip() else words)
 
         telling = LoopingCall(tell)
         telling.clock = self._clock
@@ -309,6 +323,7 @@ class VirtualMachines:
                 )
                 vm.adopting, vm.starting = True, None
                 self._vms[vm.name] = vm
+                vm.ticket = self._admission.again(record.instance, record.memory_mb, record.cpus)
                 vm.machine = await self._hypervisor.adopt(self._spec(vm))
                 found = vm.machine is not None and await self._has_more_to_do(vm)
                 why = "its VM ended while no host agent was there"
@@ -325,6 +340,8 @@ class VirtualMachines:
             self._guests.forget(guest, why)
             self._requests.guest_gone(guest, why)
             self._vms.pop(record.name, None)
+            if vm is not None and vm.ticket is not None:
+                vm.ticket.close()
             shutil.rmtree(record.directory, ignore_errors=True)
             self._state.drop(record.instance)
             self._broker.return_login(record.login)
@@ -393,7 +410,9 @@ class VirtualMachines:
         hint = f"the console's last lines:\n{_indent(console)}" if console else "vmctl doctor looks for the cause"
         if kept:
             hint += f"\nkept: {', '.join(str(path) for path in kept)}"
-        return VMFailed(sentence, error.hint if isinstance(error, ForeignAgent) else hint, getattr(error, "code", ""))
+        if isinstance(error, (ForeignAgent, NoRoom)):
+            return VMFailed(sentence, error.hint, error.code)
+        return VMFailed(sentence, hint)
 
     def _state_changed(self, vm: VirtualMachine, state: MachineState, reason: str) -> None:
         tell = self._log.warn if state is MachineState.CRASHED else self._log.info
@@ -472,6 +491,8 @@ class VirtualMachines:
         finally:
             shutil.rmtree(vm.directory, ignore_errors=True)
             self._vms.pop(vm.name, None)
+            if vm.ticket is not None:
+                vm.ticket.close()
             self._state.drop(vm.guest.id)
             self._broker.return_login(vm.guest.identity.login)
 

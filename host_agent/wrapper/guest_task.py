@@ -475,7 +475,7 @@ _VM_FAILED = frozenset({"vm_failed", "agent_silent", "no_vm"})
 
 # By call: the host agent's codes for what may be different in a while. A file that a program did not make is not.
 _PASSING = {
-    "": frozenset({"vm_failed", "agent_silent", "no_vm", "internal", "deadline", "bad_answer"}),
+    "": frozenset({"no_room", "vm_failed", "agent_silent", "no_vm", "internal", "deadline", "bad_answer"}),
     "put": frozenset({"vm_failed", "agent_silent", "no_vm", "internal", "deadline", "bad_answer", "copy_failed"}),
 }
 

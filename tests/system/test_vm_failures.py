@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.task import deferLater
 
 from host_agent import trouble, vms
+from host_agent.admission import Admission, Host
 from host_agent.agent import HostAgent, build_host_agent
 from host_agent.guests import SILENT_AFTER, Presence
 from host_agent.hypervisors.base import HypervisorHangs, MachineState
@@ -234,3 +235,25 @@ async def test_a_vm_that_outgrows_its_disk_limit(agent: HostAgent, tmp_path: Pat
     agent._vms._troubles._look()
     await until(lambda: bool(vm.reason))
     assert vm.reason.endswith("its disk, states and snapshots use 6 MB, and the job may use 4 MB")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_vm_waits_until_there_is_memory(
+    agent: HostAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_mb = [100]
+    monkeypatch.setattr(agent._vms, "_admission", Admission(reactor, Host(8, lambda: free_mb[0])))
+    told: list[str] = []
+    starting = agent._vms.start(
+        "vm", NO_IMAGE, tmp_path, memory_mb=200, watch=lambda state, reason: told.append(f"{state}: {reason}")
+    )
+    started = Deferred.fromCoroutine(starting)
+    assert told == ["waiting: this computer has 100 MB of memory free, and a VM needs 456 MB"]
+    assert agent.fake.machines == []  # type: ignore[attr-defined]
+    free_mb[0] = 1000
+    (vm,) = agent._vms
+    await until(lambda: bool(vm.guest.arrivals))
+    await agent._vms.stop(vm)
+    with pytest.raises(VMFailed):
+        await started
+    assert list((tmp_path / "run" / "admission").glob("*.json")) == []
