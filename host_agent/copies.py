@@ -24,6 +24,14 @@ from .guests import Guest
 from .outbox import Outbox, Record
 from .reconcile import Action, HostView
 
+UNDONE = "undone"  # a code of `docs/control.md`, and how such a reason begins
+
+
+class UndoneError(TransferError):
+    """A copy of a time that a restore of the guest has undone."""
+
+    code = UNDONE
+
 
 @attrs.define(eq=False)
 class Copy:
@@ -71,7 +79,9 @@ class Copy:
 
 
 def _answer(waiter: Deferred[Copied], result: Copied) -> None:
-    if result.reason:
+    if result.reason.startswith(f"{UNDONE}:"):
+        waiter.errback(UndoneError(result.reason))
+    elif result.reason:
         waiter.errback(TransferError(result.reason))
     else:
         waiter.callback(result)
@@ -237,7 +247,7 @@ class Copies:
         then = {entry["request"]["id"]: entry for entry in mark}
         for copy in self.of(guest):
             if copy.id not in then:
-                self._end(copy, Copied(copy.id, reason=f"undone: {reason}"))
+                self._end(copy, Copied(copy.id, reason=f"{UNDONE}: {reason}"))
         for copy_id, entry in then.items():
             known = self._copies.get(copy_id)
             if known is None:

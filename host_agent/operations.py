@@ -22,7 +22,7 @@ from common.messages import Copied, Result, Run
 
 from .chirp import Chirp
 from .commands import Command, Commands, Update, new_id
-from .copies import Copies, Copy
+from .copies import UNDONE, Copies, Copy
 from .events import Happened
 from .guests import Guests
 from .vms import Fate, VirtualMachine, VirtualMachines
@@ -154,7 +154,7 @@ class Operations:
         note = args.get("note") or {}
         if not isinstance(note, dict):
             raise ConfigError("note must be an object")
-        vm = self._vm(args)
+        vm = _check_epoch(args, self._vm(args))
         return await self._checkpoint("checkpoint", vm, "", self._vms.checkpoints.make(vm, note))
 
     async def snapshot_vm(self, args: dict[str, Any], update: Update) -> None:
@@ -212,6 +212,7 @@ class Operations:
             vm = self._vm(args)
             if vm.reason:
                 raise Refused("no_vm", vm.reason)
+            _check_epoch(args, vm)
             run = _run_message(command_id, args)
             command = self._commands.run(vm.guest, run, _host_file(args, "stdout"), _host_file(args, "stderr"))
             update("asked", {"command": command.id})
@@ -266,7 +267,8 @@ class Operations:
         if copy is None:
             self._no_command(copy_id)
             source, destination = _absolute(args, "source"), _text(args, "destination")
-            copy = self._copies.put(self._vm(args).guest, copy_id, source, destination)
+            vm = _check_epoch(args, self._vm(args))
+            copy = self._copies.put(vm.guest, copy_id, source, destination)
         return self._watch_copy(copy, update)
 
     def get(self, args: dict[str, Any], update: Update) -> Any:
@@ -278,7 +280,8 @@ class Operations:
         if copy is None:
             self._no_command(copy_id)
             source, destination = _text(args, "source"), _absolute(args, "destination")
-            copy = self._copies.fetch(self._vm(args).guest, copy_id, source, destination)
+            vm = _check_epoch(args, self._vm(args))
+            copy = self._copies.fetch(vm.guest, copy_id, source, destination)
         return self._watch_copy(copy, update)
 
     async def _by_chirp(self, args: dict[str, Any], copy: Callable[[str], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
@@ -322,6 +325,13 @@ class Operations:
         if command is None:
             raise Refused("no_command", f"No command has the id {_text(args, 'command')}.")
         return command
+
+
+def _check_epoch(args: dict[str, Any], vm: VirtualMachine) -> VirtualMachine:
+    """The requester may count on what was done in the VM before, which a restore has undone."""
+    if _whole(args, "epoch") not in (0, vm.guest.epoch):
+        raise Refused(UNDONE, f"The VM {vm.name} went back to an earlier state.", "look what is in it, and ask again")
+    return vm
 
 
 def _run_message(command_id: str, args: dict[str, Any]) -> Run:

@@ -17,19 +17,21 @@ from typing import Any
 import attrs
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import deferLater
 
 from common.files import write_private
 from host_agent.ledger import LedgerEntry
 
 from .base import SAVED, Door, HypervisorError, MachineSpec, MachineState
 from .qemu_disk import TOOL_DEADLINE
-from .qemu_memory import STATE_DEADLINE, Refused
+from .qemu_memory import PAUSED_DEADLINE, STATE_DEADLINE, Refused
 from .qemu_options import NETWORK, TCG, program
 from .qemu_process import QemuProcess
 from .qemu_states import ZSTD, Compressor, State, States, run_tool, sync
 from .qemu_vm import START_DEADLINE, QemuVm
 from .qmp import QMP
 
+FINISH_POLL = 0.01  # seconds: QEMU rings no bell for it
 CONFIG = "guest-config.json"
 TEMPLATE_DISK = "template.qcow2"
 
@@ -247,6 +249,10 @@ class QemuMachine(QemuVm):
 
     async def _as_before(self, qmp: QMP, before: MachineState) -> None:
         """After all memory was sent QEMU has let go of the disk; only `cont` takes it back."""
+        until = self._reactor.seconds() + PAUSED_DEADLINE
+        # QEMU says "completed" before it has put its thread for the migration away, and until then it refuses.
+        while (await qmp.execute("query-status"))["status"] == "finish-migrate" and self._reactor.seconds() < until:
+            await deferLater(self._reactor, FINISH_POLL)
         await qmp.execute("cont")
         self.stood_still = self._reactor.seconds() - self._stopped_at
         if before is MachineState.PAUSED:

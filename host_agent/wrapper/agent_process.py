@@ -50,8 +50,8 @@ class AgentLink(Protocol):
     def client(self) -> ControlClient | None:
         """The connection, or None while the agent is starting, or starting anew. Raises TaskError when it does not."""
 
-    def stop(self) -> None:
-        """End it with its VMs; has a deadline, never raises."""
+    def stop(self, keep: bool = False) -> None:
+        """End it with its VMs; has a deadline, never raises. `keep`: what has a checkpoint waits for the next."""
 
 
 def agent_argv() -> list[str]:
@@ -99,14 +99,14 @@ class _Connection:
             self.client.close()
             self.client = None
 
-    def shut_down(self) -> None:
+    def shut_down(self, keep: bool) -> None:
         """Ask the agent to end everything; whatever comes of it."""
         if self.client is None:
             return
         if not self.client.closed:
             self._events.unwatch(self.client)
             with contextlib.suppress(VMwrapperError):
-                self.client.call("shutdown", deadline_s=SHUTDOWN_DEADLINE_S)
+                self.client.call("shutdown", {"keep": keep}, deadline_s=SHUTDOWN_DEADLINE_S)
         self.client.close()
         self.client = None
 
@@ -224,11 +224,11 @@ class OwnedAgent:
         if time.monotonic() >= self._restart_at:
             self.start()
 
-    def stop(self) -> None:
+    def stop(self, keep: bool = False) -> None:
         process, self._process = self._process, None
         self._restarts = 0  # and no new one
         if process is not None:
-            self._connection.shut_down()
+            self._connection.shut_down(keep)
             self._end_process(process, politely=True)
 
     def _end_process(self, process: subprocess.Popen[bytes], politely: bool) -> None:
@@ -351,6 +351,6 @@ class ManagedAgent:
         lines = [f"{manager.task.title} wrote:\n{text}" for manager in self.managers if (text := manager.error_tail())]
         return "".join(f"\n{line}" for line in lines)
 
-    def stop(self) -> None:
+    def stop(self, keep: bool = False) -> None:
         if self._connection is not None:
-            self._connection.shut_down()
+            self._connection.shut_down(keep)

@@ -40,13 +40,25 @@ class CommandOutput:
         """How long the named files are: what is in them before the program runs is another's."""
         return {stream: _size(path) for stream, path in self._named.items()}
 
-    def reset(self, starts: Mapping[str, int]) -> None:
-        """Before the program runs from its beginning: take away what an earlier attempt wrote. Raises OSError."""
-        for stream, path in self._own.items():
-            path.unlink(missing_ok=True)
+    def lengths(self) -> dict[str, int]:
+        """How long the files are into which the host agent writes."""
+        return {stream: _size(self.path(stream)) for stream in self._own}
+
+    def reset(self, starts: Mapping[str, int], kept: Mapping[str, int]) -> None:
+        """Before the program runs: take away what an earlier attempt wrote. Raises OSError.
+
+        `kept`: what `lengths()` said when the program saved the state from which it goes on; empty: it begins anew.
+        """
+        for stream, own in self._own.items():
             named = self._named.get(stream)
-            if named is not None and _size(named) > starts.get(stream, 0):
-                os.truncate(named, starts.get(stream, 0))
+            if named is not None and own != self.path(stream):
+                _cut(named, kept.get(stream, starts.get(stream, 0)))
+            elif named is not None:
+                _cut(named, starts.get(stream, 0))
+            if own == self.path(stream) and kept:
+                _cut(own, kept.get(stream, 0))
+            else:
+                own.unlink(missing_ok=True)
 
     def collect(self, log: Log, starts: Mapping[str, int]) -> None:
         """After the end: bring the output that has no file of its own where it belongs. Raises OSError."""
@@ -69,6 +81,11 @@ class CommandOutput:
             os.fsync(file.fileno())
         for path in self._own.values():
             path.unlink(missing_ok=True)
+
+
+def _cut(path: Path, length: int) -> None:
+    if _size(path) > length:
+        os.truncate(path, length)
 
 
 def _size(path: Path) -> int:

@@ -2,7 +2,9 @@
 
     READY → WAITING_FOR_AGENT → STARTING_VM → COPYING_IN → RUNNING → COPYING_OUT → DONE
 
-Every state is left by an answer of the host agent; an error in any of them ends the task.
+Every state is left by an answer of the host agent; an error in any of them ends the task. While the program runs, what
+it does is kept now and then (`guest_checkpoints.py`). A VM that went back to a checkpoint knows nothing of what was
+done in it since: the host agent then answers `undone`, and the task begins at the top.
 When the connection is lost and the agent comes back, or when the wrapper itself was started anew, it begins at the top
 again: the state file says which VM and which command were its own, and what is done already is not done twice.
 """
@@ -25,6 +27,8 @@ from common.files import failed_console
 from ..control_client import ControlClient, ControlError
 from .agent_process import AgentLink
 from .failures import passing_errno
+from .guest_calls import UNDONE, VM_EXISTS, VM_FAILED, is_passing, number, sentence
+from .guest_checkpoints import GuestCheckpoints, Pace, vm_arguments
 from .guest_files import basename, check_files, guest_inputs
 from .guest_output import CommandOutput
 from .job import Task
@@ -53,10 +57,13 @@ class GuestTask:
     agent: AgentLink
     saved: StateFile
     log: Log
+    pace: Pace
     extra_words: tuple[str, ...] = ()
     wishes: VmWishes = attrs.field(factory=VmWishes)
+    vm_goes_on: bool = False  # a later task runs in the same VM
     state: TaskState = TaskState.READY
     _output: CommandOutput = attrs.field(init=False)
+    _checkpoints: GuestCheckpoints = attrs.field(init=False)
     _client: ControlClient | None = None  # whom the steps ask; another one begins at the top
     _steps: list[Step] = attrs.field(factory=list)  # what is left to do in this state
     _waiting: bool = False  # an answer is due; the next step must wait for it
@@ -67,15 +74,19 @@ class GuestTask:
     _started: bool = False  # the program runs, as far as we know
     _vm_pid: int = 0
     _told: VmLimits = attrs.field(factory=VmLimits)  # what the VM is held to
+    _epoch: int = 0  # of the VM, as the steps know it
     _cpu_s: float = 0.0
     _fraction: float = 0.0
     _stderr_start: int = 0
+    _is_left: bool = False  # the next wrapper goes on with it
     _retried: bool = False  # a VM failed, and the task has begun anew in another one
     _end: TaskEnd | None = None
     _error: TaskError | None = None
 
     def __attrs_post_init__(self) -> None:
         self._output = CommandOutput(self.task, self.slot)
+        self._checkpoints = GuestCheckpoints(self.task, self.slot, self.pace, self.log.say)
+        self._cpu_s = self.counted_s
 
     def check(self) -> None:
         """Whether the files to copy are there. Raises TaskError; starts nothing."""
@@ -132,6 +143,7 @@ class GuestTask:
         before, client = self.state, self._client
         if client is None or not self.agent.state_directory or before not in _IN_VM:
             return lambda _until: None
+        self._is_left = True
         self.state = TaskState.DONE  # whatever the agent still tells of the task, the next wrapper will ask for
         saved = client.begin("save_vm", self._vm())
 
@@ -154,6 +166,21 @@ class GuestTask:
     def cpu_seconds(self, now: bool = False) -> float:
         return self._cpu_s
 
+    @property
+    def counted_s(self) -> float:
+        record = self._record()
+        return record.cpu_s if record is not None else 0.0
+
+    def kept(self, wanted: bool) -> float | None:
+        client = self._client
+        runs = self.state is TaskState.RUNNING and self._started and not self._suspended
+        if wanted and runs and client is not None and not client.closed:
+            self._checkpoints.begin(client, self._cpu_s)
+        cpu_s, record = self._checkpoints.kept(), self._record()
+        if cpu_s is not None and record is not None and self._checkpoints.by_file:
+            self.saved.keep_command(attrs.evolve(record, output_kept=self._output.lengths()))
+        return cpu_s
+
     def fraction(self) -> float:
         return 1.0 if self.state is TaskState.DONE else self._fraction
 
@@ -169,9 +196,8 @@ class GuestTask:
     def _begin(self, client: ControlClient) -> None:
         """Ask a host agent that we have not asked before."""
         self._client = client
-        self._waiting = self._started = False
-        self._patience_until = time.monotonic() + START_DEADLINE_S
-        self._enter(TaskState.STARTING_VM, [self._look_for_vm])
+        self._waiting = False
+        self._at_the_top()
 
     def _look_for_vm(self, client: ControlClient) -> None:
         self._ask(client, "vms", {}, self._vms_listed)
@@ -182,6 +208,9 @@ class GuestTask:
                 continue
             if vm.get("state") in ("running", "paused", "saved"):
                 self._found(vm)
+                return
+            if vm.get("state") == "starting" and vm.get("agent") != "waiting":  # on its way back to a checkpoint
+                self._look_again()
                 return
             if vm.get("state") in ("crashed", "stopped"):
                 self._steps.append(partial(self._remove_vm, vm.get("instance")))
@@ -198,7 +227,11 @@ class GuestTask:
             self._vm_ready(vm)
         elif vm.get("agent") == "gone":
             self._steps += [partial(self._remove_vm, vm.get("instance")), self._start_vm]
-        elif time.monotonic() < self._patience_until:  # the host agent was restarted, and the guest is not back yet
+        else:  # the host agent was restarted, and the guest is not back yet
+            self._look_again()
+
+    def _look_again(self) -> None:
+        if time.monotonic() < self._patience_until:
             self._not_before = time.monotonic() + LOOK_AGAIN_S
             self._steps.append(self._look_for_vm)
         else:
@@ -227,7 +260,7 @@ class GuestTask:
     def _vm_ready(self, vm: Mapping[str, Any]) -> None:
         if self._suspended:  # it came up after the client had asked for quiet
             self._tell("pause_vm", self._vm())
-        self._vm_pid = int(_number(vm.get("pid")))
+        self._vm_pid, self._epoch = int(number(vm.get("pid"))), int(number(vm.get("epoch")))
         self._told = VmLimits()
         instance = str(vm.get("instance") or "")
         record = self._record()
@@ -236,7 +269,9 @@ class GuestTask:
             self._enter(TaskState.RUNNING, [self._run_command])
             return
         starts = dict(record.output_starts) if record is not None else self._output.sizes()
-        self._output.reset(starts)
+        resumes = record is not None and bool(record.output_kept) and self._checkpoints.file.exists()
+        kept = dict(record.output_kept) if record is not None and resumes else {}
+        self._output.reset(starts, kept)
         command = f"c-{secrets.token_hex(8)}"
         self.saved.keep_command(
             CommandRecord(
@@ -246,14 +281,22 @@ class GuestTask:
                 command,
                 agent=self.agent.state_directory,
                 output_starts=starts,
+                output_kept=kept,
+                cpu_s=self.counted_s,
+                cpu_before_s=self.counted_s if resumes else 0.0,
             )
         )
-        self._enter(TaskState.COPYING_IN, [partial(self._put, name, there) for name, there in guest_inputs(self.task)])
+        inputs = guest_inputs(self.task)
+        if resumes:
+            name = self.task.checkpoint_filename
+            self.log.say(f"{self.task.title}: going on from its own checkpoint, {name}")
+            inputs = [*(each for each in inputs if each[1] != name), (name, name)]
+        self._enter(TaskState.COPYING_IN, [partial(self._put, name, there) for name, there in inputs])
         self._steps.append(self._run_command)
 
     def _put(self, name: str, destination: str, client: ControlClient) -> None:
         source = str(resolve_path(self.slot, name).resolve())
-        self._ask(client, "put", {**self._vm(), "source": source, "destination": destination}, what=repr(name))
+        self._ask(client, "put", {**self._vm_now(), "source": source, "destination": destination}, what=repr(name))
 
     def _run_command(self, client: ControlClient) -> None:
         self._enter(TaskState.RUNNING)
@@ -264,7 +307,7 @@ class GuestTask:
         self.saved.keep_command(attrs.evolve(record, asked=True))
         program = f"./{basename(task.application)}" if task.copy_app_to_vm else task.application
         args = {
-            **self._vm(),
+            **self._vm_now(),
             "argv": [program, *command_words(task, self.slot, self.macros, self.extra_words)],
             "command": record.command,
             "env": environment(task, self.macros),
@@ -284,19 +327,33 @@ class GuestTask:
             if self._on_purpose:
                 self._signal("KILL")
         elif name == "fraction":
-            self._fraction = min(1.0, max(0.0, _number(data.get("fraction"))))
+            self._fraction = min(1.0, max(0.0, number(data.get("fraction"))))
         elif name == "usage":
-            self._cpu_s = max(self._cpu_s, _number(data.get("cpu_s")))
+            self._cpu_s = max(self._cpu_s, self._before_s + number(data.get("cpu_s")))
+        elif name == "rolled_back":
+            self.log.say(f"{self.task.title}: its virtual machine failed, and went back to its last checkpoint")
+            self._cpu_s, self._fraction = self.counted_s, 0.0
+
+    @property
+    def _before_s(self) -> float:
+        """CPU time of earlier runs that the program has gone on from."""
+        record = self._record()
+        return record.cpu_before_s if record is not None else 0.0
 
     def _run_ended(self, result: Mapping[str, Any]) -> None:
         self._started = False
-        self._cpu_s = max(self._cpu_s, _number(result.get("user_s")) + _number(result.get("system_s")))
+        used = self._before_s + number(result.get("user_s")) + number(result.get("system_s"))
+        self._cpu_s = max(self._cpu_s, used)
         outcome, reason = result.get("outcome"), str(result.get("reason") or "")
+        if outcome == "lost" and reason.startswith(f"{UNDONE}:"):
+            self._forget_command()
+            self._at_the_top()
+            return
         if outcome == "lost":
             self._vm_failed(f"what became of its program is not known: {reason}")
             return
         if outcome == "exited":
-            end = TaskEnd(int(_number(result.get("exit_code"))), on_purpose=self._on_purpose)
+            end = TaskEnd(int(number(result.get("exit_code"))), on_purpose=self._on_purpose)
         elif outcome == "signalled":
             name = str(result.get("signal") or "a signal")
             name = name if name.startswith(("SIG", "a ")) else f"SIG{name}"
@@ -309,12 +366,18 @@ class GuestTask:
             self._finish(end)
             return
         steps: list[Step] = [partial(self._get, name) for name in self.task.copy_files_from_vm]
+        if self.vm_goes_on and not self.task.no_checkpoints:
+            steps.append(self._keep_for_the_next)
         self._enter(TaskState.COPYING_OUT, [*steps, lambda _client: self._finish(end)])
 
     def _get(self, name: str, client: ControlClient) -> None:
         destination = str(resolve_path(self.slot, name))
-        args = {**self._vm(), "source": name, "destination": destination}
+        args = {**self._vm_now(), "source": name, "destination": destination}
         self._ask(client, "get", args, what=repr(name))
+
+    def _keep_for_the_next(self, client: ControlClient) -> None:
+        """So that a VM that fails later does not go back to the middle of this task, which is done then."""
+        self._ask(client, "checkpoint_vm", {**self._vm_now(), **vm_arguments(self.task, self._cpu_s)})
 
     # What is written down
 
@@ -375,16 +438,21 @@ class GuestTask:
     def _refused(self, call: str, what: str, error: ControlError) -> None:
         if error.code == "closed":
             return  # the next look at the agent says whether it comes back
-        if error.code == "vm_exists":  # another task of the group was quicker
+        if error.code == VM_EXISTS:  # another task of the group was quicker
             self._steps = [self._look_for_vm]
+            return
+        if error.code == UNDONE:
+            self._at_the_top()
+            return
+        if call == "checkpoint_vm":  # the task is done all the same
+            self.log.say(f"{self.task.title}: no checkpoint at its end: {error}")
             return
         if error.code == "no_vm" and self.state is not TaskState.STARTING_VM:
             self._forget_command()
         if call == "stop_vm" and error.code == "no_vm":
             return  # another task of the group was quicker
-        text = f"{_DOING[call]}{f' ({what})' if what else ''}: {error}"
-        passing = error.code in _PASSING.get(call, _PASSING[""])
-        if error.code in _VM_FAILED:
+        text, passing = sentence(call, what, error), is_passing(call, error)
+        if error.code in VM_FAILED:
             self._vm_failed(text, error.hint)
         elif call in ("put", "get") and not self._retried:
             self._steps = [partial(self._see_whether_vm_failed, text, error.hint, passing)]
@@ -414,10 +482,17 @@ class GuestTask:
             return
         self._retried, self._started, self._fraction = True, False, 0.0
         self.log.say(f"{self.task.title}: {text}\nbeginning it anew in a new virtual machine, this once")
+        self._at_the_top()
+
+    def _at_the_top(self) -> None:
+        """See what the VM knows of the task, and go on from there."""
+        self._started = False
+        self._patience_until = time.monotonic() + START_DEADLINE_S
         self._enter(TaskState.STARTING_VM, [self._look_for_vm])
 
     def _fail(self, text: str, hint: str = "", passing: bool = False) -> None:
         self._error = TaskError(f"{self.task.title}: {text}", hint, passing)
+        self._is_left = passing  # its VM may go back to a checkpoint at the next start, which needs its output
         self._collect_output()
 
     def _finish(self, end: TaskEnd) -> None:
@@ -426,12 +501,18 @@ class GuestTask:
             self._collect_output()
 
     def _collect_output(self) -> None:
+        if self._is_left:
+            return
         record = self._record()
         with contextlib.suppress(OSError):  # a full disk shows in the checkpoint that follows
             self._output.collect(self.log, record.output_starts if record is not None else {})
 
     def _vm(self) -> dict[str, str]:
         return {"vm": self.task.virtualmachine}
+
+    def _vm_now(self) -> dict[str, Any]:
+        """The VM, if it is still what the steps know of it."""
+        return {**self._vm(), "epoch": self._epoch}
 
     def _vm_call(self, call: str) -> None:
         """Pause or resume the VM once it is up; before that `_advance` holds the task back."""
@@ -457,28 +538,3 @@ class GuestTask:
         with contextlib.suppress(VMwrapperError):
             if self._client is not None:
                 self._client.start(call, args, on_end=ended)
-
-
-_DOING = {
-    "vms": "the host agent's virtual machines could not be listed",
-    "start_vm": "the virtual machine could not be started",
-    "stop_vm": "the virtual machine of before could not be removed",
-    "resume_vm": "the virtual machine could not be resumed",
-    "put": "a file could not be copied into the virtual machine",
-    "run": "the program could not be run in the virtual machine",
-    "get": "a file could not be copied out of the virtual machine",
-}
-
-
-# The VM is of no more use, and a new one may be.
-_VM_FAILED = frozenset({"vm_failed", "agent_silent", "no_vm"})
-
-# By call: the host agent's codes for what may be different in a while. A file that a program did not make is not.
-_PASSING = {
-    "": frozenset({"no_room", "vm_failed", "agent_silent", "no_vm", "internal", "deadline", "bad_answer"}),
-    "put": frozenset({"vm_failed", "agent_silent", "no_vm", "internal", "deadline", "bad_answer", "copy_failed"}),
-}
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) and value == value else 0.0

@@ -203,6 +203,13 @@ class HostTask:
             self._cpu_s = self._process.cpu_seconds()
         return self._cpu_s
 
+    @property
+    def counted_s(self) -> float:
+        return 0.0
+
+    def kept(self, wanted: bool) -> float | None:
+        return None  # it saves its own state, if anybody does
+
     def fraction(self) -> float:
         if self.state is TaskState.DONE:
             return 1.0

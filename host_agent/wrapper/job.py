@@ -72,6 +72,7 @@ class Task:
     multi_process: bool = False
     forward_slashes: bool = False
     time_limit: float = 0.0  # seconds; 0: none
+    no_checkpoints: bool = False  # of a VM while it runs
     priority: int = 0  # 1 (lowest) to 5; 0: not given
 
     @property
@@ -107,6 +108,7 @@ class Job:
     unzip_input: tuple[str, ...]
     zip_output: ZipOutput | None
     enable_graphics_support: bool
+    checkpoint_period: float | None  # seconds, at least, between two checkpoints of a task in a VM; None: not given
     warnings: tuple[str, ...]
 
     @property

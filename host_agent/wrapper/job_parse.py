@@ -124,6 +124,7 @@ class _Parser:
         unzip_input: tuple[str, ...] = ()
         zip_output: ZipOutput | None = None
         graphics = False
+        period: float | None = None
         seen: dict[str, int] = {}
         for child in self.children(root, JOB_TAGS):
             name = str(child.tag)
@@ -139,6 +140,8 @@ class _Parser:
                 unzip_input = tuple(self.zip_part(child)["zipfilename"])
             elif name == "zip_output":
                 zip_output = self.zip_output(child)
+            elif name == "checkpoint_period":
+                period = float(str(self.value(child, Type.SECONDS))) if self.text(child) else None
             else:
                 graphics = bool(self.value(child, Type.BOOL))
         if not tasks[TaskKind.TASK]:
@@ -152,6 +155,7 @@ class _Parser:
             unzip_input=unzip_input,
             zip_output=zip_output,
             enable_graphics_support=graphics,
+            checkpoint_period=period,
             warnings=tuple(self.warnings),
         )
 

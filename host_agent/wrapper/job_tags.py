@@ -51,6 +51,7 @@ TASK_TAGS = {
         Tag("stdout_filename", "stdout_filename", Type.FILE),
         Tag("stderr_filename", "stderr_filename", Type.FILE),
         Tag("checkpoint_filename", "checkpoint_filename", Type.FILE),
+        Tag("no_checkpoints", "no_checkpoints", Type.BOOL, vm_only=True),
         Tag("fraction_done_filename", "fraction_done_filename", Type.FILE),
         Tag("command_line", "command_line", Type.TEXT),
         Tag("weight", "weight", Type.ABOVE_0),
@@ -67,7 +68,7 @@ TASK_TAGS = {
 
 ROOT = "job_desc"
 TASK_KINDS = ("unzip_task", "VMmanage_task", "task")
-JOB_TAGS = (*TASK_KINDS, "unzip_input", "zip_output", "enable_graphics_support")
+JOB_TAGS = (*TASK_KINDS, "unzip_input", "zip_output", "enable_graphics_support", "checkpoint_period")
 ZIP_TAGS = {"unzip_input": ("zipfilename",), "zip_output": ("zipfilename", "filename")}
 
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
@@ -94,7 +95,7 @@ def convert(type_: Type, text: str) -> object:
         if type_ is Type.ABOVE_0 and not number > 0:
             raise WrongValueError(f"must be a number above 0, not {quoted(text)}")
         if not number >= 0:
-            raise WrongValueError(f"must be a number of seconds (0: no limit), not {quoted(text)}")
+            raise WrongValueError(f"must be a number of seconds, 0 or more, not {quoted(text)}")
         return number
     if type_ is Type.COUNT:
         if not _COUNT.fullmatch(text):

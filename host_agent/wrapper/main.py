@@ -39,6 +39,7 @@ from .wrapper import Wrapper, finish
 
 if TYPE_CHECKING:  # a job that stays on the host does without
     from .agent_process import AgentLink
+    from .guest_checkpoints import Paces
 
 
 def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None = None) -> Wrapper:
@@ -64,10 +65,17 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     def make_task(task: Task) -> RunningTask:
         if not task.in_vm:
             return host_task(task)
+        from .guest_checkpoints import Paces
         from .guest_task import GuestTask
 
         assert agent is not None
-        return GuestTask(task, slot, macros, agent, state, log, options.child_words, wishes)
+        if not paces:
+            paces.append(Paces(job.checkpoint_period))
+        later = any(each.virtualmachine == task.virtualmachine for each in job.tasks[task.number :])
+        pace = paces[0].of(task)
+        return GuestTask(task, slot, macros, agent, state, log, pace, options.child_words, wishes, later)
+
+    paces: list[Paces] = []
 
     checkpoint = read_checkpoint(slot) or Checkpoint()
     needs_vm = not state.state.end_early and any(task.in_vm for task in job.tasks[checkpoint.tasks_done :])

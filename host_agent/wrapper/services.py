@@ -72,10 +72,10 @@ class Services:
             more = f":\n{lines}" if lines else ""
             raise TaskError(f"{service.task.title} {end.sentence}, but the tasks need it{more}", passing=True)
 
-    def stop(self) -> None:
+    def stop(self, keep: bool = False) -> None:
         """End everything: the agent (it ends its VMs), then VMmanage tasks politely, then what is left."""
         if self.agent is not None:
-            self.agent.stop()
+            self.agent.stop(keep)
         managers = [service for service in self._started if service in self.managers]
         for service in managers:
             service.terminate()

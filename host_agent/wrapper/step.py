@@ -55,7 +55,7 @@ class Step:
         self._progress = progress
         self._services = services
         self._counted = counted
-        self._base = progress.checkpoint.cpu_s
+        self._base = progress.checkpoint.cpu_s - sum(running.counted_s for _, running in tasks)
         self._beside = services.cpu_seconds(now=True)  # of the daemons, before
         self._before = progress.done_of_group() if counted else ()  # by an earlier wrapper
         self.members = [
@@ -63,7 +63,8 @@ class Step:
                 task,
                 running,
                 _Limits(progress, task, running, counted),
-                _Changed(slot / task.checkpoint_filename) if task.checkpoint_filename and counted else None,
+                _Changed(slot / task.checkpoint_filename) if _saves_itself(task) and counted else None,
+                safe_cpu_s=running.counted_s,
             )
             for task, running in tasks
         ]
@@ -120,11 +121,26 @@ class Step:
             )
 
     def keep(self) -> None:
-        """A program has saved its own state: what it has computed so far is not lost any more."""
+        """A VM was kept, or a program has saved its own state: what it has computed so far is not lost any more."""
+        wanted = self._counted and self._progress.runtime.time_to_checkpoint()
         for member in self.members:
-            if member.end is None and member.saved is not None and member.saved():
+            if member.end is not None:
+                continue
+            if member.saved is not None and member.saved():
                 member.safe_cpu_s = member.running.cpu_seconds(now=True)
                 self._progress.save(self._progress.checkpoint.tasks_done, self._safe_cpu_s())
+            elif self._counted and (safe := member.running.kept(wanted)) is not None:
+                member.safe_cpu_s = safe
+                self._save_vm_task(member)
+
+    def _save_vm_task(self, member: Member) -> None:
+        number, records = member.task.number, self._progress.state.state.commands
+        counted = (attrs.evolve(each, cpu_s=member.safe_cpu_s) if each.task == number else each for each in records)
+        try:
+            self._progress.save(self._progress.checkpoint.tasks_done, self._safe_cpu_s(), commands=tuple(counted))
+        except OSError as error:
+            # What is kept is kept: after a restart the VM goes on from it, and only CPU time is forgotten.
+            self._log.say(f"{member.task.title}: its checkpoint cannot be written down: {error.strerror}")
 
     def cpu_seconds(self, now: bool = False) -> float:
         """Of the job: what was before, these tasks, and the daemons meanwhile."""
@@ -175,6 +191,11 @@ class Step:
                 if status.leave is Leave.ABORT and (lines := member.running.error_tail()):
                     # An aborted job's files go with its slot; of its errors, only our log reaches the project.
                     self._log.say(f"the end of {member.task.stderr_filename}:\n{lines}")
+
+
+def _saves_itself(task: Task) -> bool:
+    """Whether a program writes its own checkpoint where we see it; one in a VM writes it there."""
+    return bool(task.checkpoint_filename) and not task.in_vm
 
 
 class _Limits:

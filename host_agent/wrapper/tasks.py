@@ -105,7 +105,21 @@ class RunningTask(Protocol):
         """
 
     def cpu_seconds(self, now: bool = False) -> float:
-        """CPU time so far, user and system, its children included; never goes down. `now`: not some seconds ago."""
+        """CPU time so far, user and system, its children included; `now`: not some seconds ago.
+
+        It goes down only where work was lost, and never below what was kept.
+        """
+
+    @property
+    def counted_s(self) -> float:
+        """CPU time of it that an earlier wrapper's checkpoint has counted; `cpu_seconds()` begins there."""
+
+    def kept(self, wanted: bool) -> float | None:
+        """Keep what it has done, when that is due; `wanted`: the client's period is over.
+
+        Returns the CPU seconds that no failure can take back any more, when they have become more since it was last
+        asked. Never waits and never fails: a task that cannot be kept goes on as it was.
+        """
 
     def fraction(self) -> float:
         """How much of it is done, 0 to 1."""

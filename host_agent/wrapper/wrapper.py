@@ -13,7 +13,7 @@ import attrs
 from common.errors import VMwrapperError
 
 from .. import __version__
-from .boinc.runtime import Runtime
+from .boinc.runtime import Leave, Runtime
 from .checkpoint import read_checkpoint
 from .events import Events
 from .exit_codes import SENTENCES, Exit
@@ -67,6 +67,7 @@ class Wrapper:
             self.services.stop()
             self._zip()
         except QuitError as quit_:
+            self.services.stop(keep=self.loop.status.leave is not Leave.ABORT)
             return self._quit(quit_)
         except ChildFailedError as error:
             return self._finish(Exit.CHILD_FAILED, error)
@@ -167,7 +168,7 @@ class Wrapper:
         if reason and not self.standalone and count <= MOST_IN_A_ROW:
             delay = delay_s(count)
             self.log.say(f"{reason}; trying again in {delay} s (failure {count} in a row, of at most {MOST_IN_A_ROW})")
-            self.services.stop()
+            self.services.stop(keep=True)
             try:
                 self.state.change(temporary_exits=count)
                 return self.runtime.temporary_exit(delay, reason)

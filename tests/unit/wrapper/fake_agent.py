@@ -76,11 +76,16 @@ class Connection:
                 (GUEST.parent / "lost").touch()
                 (STATE / f"vm-{args['vm']}").unlink()
                 self.send(id=number, error={"code": "copy_failed", "message": "The VM is gone.", "hint": ""})
+            elif action == "undone-once" and not (GUEST.parent / "undone").exists():
+                (GUEST.parent / "undone").touch()
+                self.send(id=number, error={"code": "undone", "message": "The VM went back.", "hint": ""})
             elif call == "run":
                 threading.Thread(target=self.run, args=(number, args), daemon=True).start()
             else:
                 try:
                     self.send(id=number, done=getattr(self, f"do_{call}", self.nothing)(**args))
+                except OSError as error:
+                    self.send(id=number, error={"code": "copy_failed", "message": str(error), "hint": ""})
                 except ExistsError:
                     self.send(id=number, error={"code": "vm_exists", "message": "it is there", "hint": ""})
 
@@ -101,11 +106,12 @@ class Connection:
         (STATE / f"vm-{vm}").write_text(f"i-{os.getpid()}")
         return describe(vm)
 
-    def do_put(self, vm: str, source: str, destination: str) -> dict[str, Any]:
+    def do_put(self, vm: str, source: str, destination: str, **_args: Any) -> dict[str, Any]:
         return {"copied": str(shutil.copy(source, home(vm) / destination))}
 
-    def do_get(self, vm: str, source: str, destination: str) -> dict[str, Any]:
-        return {"copied": str(shutil.copy(home(vm) / source, destination))}
+    def do_get(self, vm: str, source: str, destination: str, **_args: Any) -> dict[str, Any]:
+        copied = Path(shutil.copy(home(vm) / source, destination))
+        return {"copied": str(copied), "sha256": copied.read_bytes().hex()}
 
     def do_signal(self, command: str, signal: str) -> dict[str, Any]:
         signal_command(command, SIGNALS[signal])

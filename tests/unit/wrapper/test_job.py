@@ -62,6 +62,7 @@ def test_boincs_own_tags() -> None:
           <checkpoint_filename>cp</checkpoint_filename><weight> 2.5e1 </weight></task>
         <zip_output><zipfilename>out.zip</zipfilename><filename>.*[.]txt</filename></zip_output>
         <enable_graphics_support/>
+        <checkpoint_period>90</checkpoint_period>
         </job_desc>"""
     )
     (task,) = job.tasks
@@ -74,6 +75,7 @@ def test_boincs_own_tags() -> None:
     assert job.zip_output is not None
     assert job.zip_output.patterns == (".*[.]txt",)
     assert job.enable_graphics_support
+    assert job.checkpoint_period == 90
     assert not job.warnings
 
 
@@ -91,7 +93,7 @@ def test_empty_tags_are_as_good_as_none() -> None:
         ("<weight>two</weight>", "job.xml:4: <weight> must be a number above 0, not 'two'"),
         ("<weight>0</weight>", "job.xml:4: <weight> must be a number above 0, not '0'"),
         ("<weight>nan</weight>", "job.xml:4: <weight> must be a number above 0, not 'nan'"),
-        ("<time_limit>-1</time_limit>", "job.xml:4: <time_limit> must be a number of seconds (0: no limit), not '-1'"),
+        ("<time_limit>-1</time_limit>", "job.xml:4: <time_limit> must be a number of seconds, 0 or more, not '-1'"),
         ("<weight>1</weight>\n<weight>2</weight>", "job.xml:5: <weight> is given twice (first on line 4)"),
         ("<setenv>A</setenv>", "job.xml:4: <setenv> must be NAME=VALUE, not 'A'"),
         ("<daemon>maybe</daemon>", "job.xml:4: <daemon> must be 1 or 0, not 'maybe'"),
@@ -119,6 +121,10 @@ def test_job_level_mistakes() -> None:
     assert "runs on the host, not in a VM" in sentence(
         "<job_desc><unzip_task><application>a</application><virtualmachine>V</virtualmachine></unzip_task></job_desc>"
     )
+    for period in ("soon", "-1"):
+        task = "<task><application>a</application></task>"
+        wrong = sentence(f"<job_desc><checkpoint_period>{period}</checkpoint_period>{task}</job_desc>")
+        assert f"<checkpoint_period> must be a number of seconds, 0 or more, not '{period}'" in wrong
     assert "must be a regular expression" in sentence(
         "<job_desc><zip_output><zipfilename>a</zipfilename><filename>(</filename></zip_output></job_desc>"
     )
@@ -214,6 +220,8 @@ def job_text(draw: st.DrawFn) -> str:
     for kind in kinds:
         if kind in ("task", "unzip_task", "VMmanage_task"):
             parts.append(draw(task_text(kind)))
+        elif kind == "checkpoint_period":
+            parts.append(f"<{kind}>{draw(st.sampled_from(VALUES[Type.SECONDS]))}</{kind}>")
         elif kind == "enable_graphics_support":
             parts.append(f"<{kind}>{draw(st.sampled_from(VALUES[Type.BOOL]))}</{kind}>")
         else:

@@ -35,7 +35,7 @@ class StandInAgent:
     def client(self) -> ControlClient | None:
         return None
 
-    def stop(self) -> None: ...
+    def stop(self, keep: bool = False) -> None: ...
 
 
 @pytest.fixture
