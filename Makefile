@@ -73,6 +73,9 @@ lint: $(VENV)/ready ## ruff and mypy --strict
 chaos: $(VENV)/peers ## 2,000 commands and 400 copies on each broker, while everything is killed 200 times
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
+chaos-checkpoint: image $(VENV)/peers ## one checkpointed job in a VM, while its processes are killed 100 times at random
+	@$(BIN)/python -m tests.vm.chaos_checkpoint $(CHAOS_ARGS)
+
 chaos-boinc: $(VENV)/peers ## fifty random restarts and kills of a BOINC client and of the wrapper, during one job
 	@VMWRAPPER_CHAOS=50 $(BIN)/python -m pytest -s tests/boinc/test_restarts.py -k random
 
