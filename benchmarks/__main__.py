@@ -17,6 +17,7 @@ NAMES = {
     "boot": "cold boot of the default image until its agent answers",
     "vm_start": "warm starts from a template against a cold boot",
     "vm_states": "saving, snapshots and restoring of a VM",
+    "checkpoint": "a live checkpoint of a working VM, against QEMU's snapshot-save and a copy of the disk",
     "end_latency": "how soon a task's end is known",
     "roundtrip_local": "a command's round trip to a guest agent that is a local process",
     "copy": "256 MiB into a VM and out of it, against a bare TCP stream",

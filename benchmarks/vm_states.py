@@ -17,17 +17,15 @@ from host_agent.hypervisors.qemu_machine import QemuMachine
 from .host import VM, Bench, with_guest
 
 
-class _Seen:
-    """The driver's machine, for what the control interface does not tell."""
+class SeenHypervisor(QemuHypervisor):
+    """Shows the driver's machine, for what the control interface does not tell."""
 
     machine: QemuMachine | None = None
 
-
-class _Hypervisor(QemuHypervisor):
     async def _create(self, spec: MachineSpec) -> Machine:
         machine = await super()._create(spec)
         assert isinstance(machine, QemuMachine)
-        _Seen.machine = machine
+        SeenHypervisor.machine = machine
         return machine
 
 
@@ -39,7 +37,7 @@ def _timed(bench: Bench, call: str, **more: str) -> float:
 
 def _one(bench: Bench) -> dict[str, float]:
     found = {"snapshot_s": _timed(bench, "snapshot_vm", snapshot="one")}
-    machine = _Seen.machine
+    machine = SeenHypervisor.machine
     assert machine is not None
     found["stood_still_s"] = machine.stood_still
     found["save_s"] = _timed(bench, "save_vm")
@@ -54,5 +52,5 @@ def _one(bench: Bench) -> dict[str, float]:
 
 def run() -> dict[str, float]:
     """Measure; medians of three; about half a minute where VMs are emulated."""
-    rounds = with_guest(_Hypervisor, find_image(DEFAULT_IMAGE), _one, rounds=3)
+    rounds = with_guest(SeenHypervisor, find_image(DEFAULT_IMAGE), _one, rounds=3)
     return {metric: median(found[metric] for found in rounds) for metric in rounds[0]}

@@ -32,7 +32,7 @@ KEEP = 2
 TURN_FILE = "checkpoint.lock"  # in the runtime directory, which all host agents of a user share
 TURN_DEADLINE = 120.0  # seconds that other VMs' checkpoints may take
 # Which checkpoint each attempt in a row goes back to: a VM that cannot go on from its newest may from the one before.
-ATTEMPTS = (-1, -1, -2)
+ATTEMPTS = (-1, -1, -1, -1, -2)
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,9})")
 

@@ -131,19 +131,19 @@ async def test_crashes_in_a_row_lead_to_the_checkpoint_before_and_then_to_the_en
     command = box.run()
     await box.checkpoint()
     await box.checkpoint()
-    for _ in range(3):
+    for _ in checkpoints.ATTEMPTS:
         await box.crash()
-    assert box.restored == ["checkpoint-2", "checkpoint-2", "checkpoint-1"]
+    assert box.restored == ["checkpoint-2"] * 4 + ["checkpoint-1"]
     assert not command.ended
     await box.crash()
-    assert len(box.restored) == 3
+    assert len(box.restored) == 5
     assert command.result.outcome == "lost"
     assert box.vm.describe(0)["state"] == "crashed"
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_new_checkpoint_gives_new_attempts(box: Box) -> None:
-    for _ in range(5):
+    for _ in range(7):
         await box.checkpoint()
         await box.crash()
     assert box.machine.state is MachineState.RUNNING
