@@ -53,7 +53,7 @@ bundle: image ## make a BOINC application version of the worker example, in buil
 	@$(BIN)/vmctl bundle examples/worker --input worker-input.tar --project $(BUILD)/bundle $(BUNDLE_ARGS)
 
 test: image $(VENV)/peers ## run all tests, with real virtual machines
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-virtualbox: $(VENV)/ready ## test beside a real VirtualBox 7.2, without its kernel driver, in a chroot
 	@$(BIN)/python -m tests.virtualbox.chroot python3 -m pytest -p no:cacheprovider tests/virtualbox $(PYTEST_ARGS)

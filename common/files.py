@@ -20,6 +20,7 @@ GUEST_JOURNAL = "journal"
 KEEPER_SOCKET = "keeper.sock"
 
 LONGEST_SOCKET = 107  # bytes of a Unix socket's path
+LONGEST_RUNTIME = LONGEST_SOCKET - len("/vms/t-0123456789ab-4194304/61613.sock")  # the longest of ours below it
 
 
 def failed_console(slot: Path, vm: str) -> Path:
@@ -47,6 +48,11 @@ def runtime_dir() -> Path:
 
         user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
         path = Path(tempfile.gettempdir()) / f"vmwrapper-{user}"
+    if hasattr(os, "getuid") and len(os.fsencode(path)) > LONGEST_RUNTIME:
+        raise ConfigError(
+            f"the path {path} is too long to hold sockets: it may have {LONGEST_RUNTIME} bytes",
+            "set VMWRAPPER_RUNTIME to a directory with a short path",
+        )
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid"):
         found = path.lstat()

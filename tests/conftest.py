@@ -1,8 +1,9 @@
-"""The external brokers, each started once for all tests that ask for it; who stops one uses a broker of its own."""
+"""For all tests. The external brokers are started once for all that ask; who stops one uses a broker of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,12 @@ settings.load_profile("project")
 
 BODY_BYTES = 2 * 2**20
 HOSTS = ("host-a", "host-b")
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for one test, as pytest's own but for the name: a path with the test's name is too long for sockets."""
+    return tmp_path_factory.mktemp("t")
 
 
 def run(kind: str, factory: pytest.TempPathFactory, tls: bool) -> Iterator[RunningBroker]:

@@ -31,6 +31,14 @@ def test_the_runtime_directory_is_private(tmp_path: Path, monkeypatch: pytest.Mo
     assert stat.S_IMODE(runtime_dir().stat().st_mode) == 0o700
 
 
+def test_a_runtime_directory_too_deep_for_sockets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("d" * 100)
+    monkeypatch.setenv("VMWRAPPER_RUNTIME", str(deep))
+    with pytest.raises(ConfigError, match="too long to hold sockets: it may have 69 bytes"):
+        runtime_dir()
+    assert not deep.exists()
+
+
 def test_private_files_are_private_and_whole(tmp_path: Path) -> None:
     write_private(tmp_path / "f", b"secret")
     assert (tmp_path / "f").read_bytes() == b"secret"
