@@ -21,7 +21,7 @@ HOSTS = ("host-a", "host-b")
 
 @pytest.fixture
 def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for one test, as pytest's own but for the name: a path with the test's name is too long for sockets."""
+    """A directory for one test, as pytest's own but with a short name: the path of a socket may have 107 bytes."""
     return tmp_path_factory.mktemp("t")
 
 
