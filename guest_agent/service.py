@@ -85,7 +85,8 @@ class Machine:
 
     @property
     def live(self) -> bool:
-        return self.root == Path("/")
+        """Whether this is a running machine, and not the root of one that is being made."""
+        return self.root == Path("/") and Path("/proc/1/stat").exists()
 
 
 def find_init(root: Path) -> Init:
@@ -107,16 +108,17 @@ def main(root: str) -> int:
     action.add_argument("--install", action="store_true", help="install, enable and start it; again changes nothing")
     action.add_argument("--uninstall", action="store_true", help="stop and remove it; its user and home stay")
     parser.add_argument("--root", type=Path, default=Path("/"), help="another root file system; starts nothing there")
+    parser.add_argument("--keep-files", action="store_true", help="the files are in place; make the service only")
     parser.add_argument("--init", choices=[each.value for each in Init], help="default: the one that is found")
     options = parser.parse_args()
     machine = Machine(options.root, Init(options.init) if options.init else find_init(options.root))
     try:
-        if machine.live and os.geteuid() != 0:
+        if machine.root == Path("/") and os.geteuid() != 0:
             raise ConfigError("only root can make the guest agent a service", "run this with sudo, or as root")
         if options.uninstall:
             uninstall(machine)
         else:
-            install(machine, Path(root))
+            install(machine, None if options.keep_files else Path(root))
     except OSError as error:
         print(f"{NAME}: {error.filename or 'installing'}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -126,8 +128,9 @@ def main(root: str) -> int:
     return 0
 
 
-def install(machine: Machine, source: Path) -> None:
-    changed = _install_files(machine, source)
+def install(machine: Machine, source: Path | None) -> None:
+    """`source` is None when the files are where they belong."""
+    changed = _install_files(machine, source) if source is not None else False
     changed = _make_user(machine) or changed
     changed = _make_service(machine) or changed
     if machine.live and machine.init is not Init.OTHER:
@@ -212,7 +215,7 @@ def _make_user(machine: Machine) -> bool:
     users = machine.root / "etc/passwd"
     if users.exists() and any(line.startswith(f"{USER}:") for line in users.read_text("utf-8").splitlines()):
         return False
-    root = [] if machine.live else ["--root", str(machine.root)]
+    root = [] if machine.root == Path("/") else ["--root", str(machine.root)]
     if shutil.which("useradd"):
         _run(["useradd", *root, "--system", "--user-group", "--create-home", "--home-dir", f"/home/{USER}",
               "--shell", "/bin/sh", USER])  # fmt: skip

@@ -16,12 +16,13 @@ import attrs
 from common.errors import ConfigError
 from host_agent.hypervisors.images import MANIFEST, Image, load_image
 
+from . import formats
 from .cache import Cache, digest_of
 from .debian import PACKAGES, debian_layer
 from .frozen import frozen_layer
 from .kernel import INITRD, KERNEL, boot_layer
-from .recipe import Recipe, load_recipe
-from .rootfs import DISK, SOURCES, agent_key, make_disk
+from .recipe import OURS, Recipe, load_recipe
+from .rootfs import DISK, SOURCES, agent_key, make_disk, packed
 from .tools import Progress, explain_os_error, remove_tree
 from .wheels import wheels_layer
 
@@ -37,12 +38,14 @@ def build_image(
     name: str = "",
     sources: Path = SOURCES,
     refresh: bool = False,
+    form: str = "qcow2",
     progress: Progress = lambda line: None,
 ) -> Image:
     """Build `output/NAME` and return it. It appears there whole or not at all.
 
     `sources` holds the packages `common` and `guest_agent` that go into the guest; `refresh` fetches
-    Debian anew instead of taking what the cache has. Raises BuildError and ConfigError.
+    Debian anew instead of taking what the cache has; `form` is qcow2, which has a kernel and an initrd beside it, or
+    one of FORMATS, for other hypervisors. Raises BuildError and ConfigError.
     """
     name = name or recipe.name
     if Path(name).name != name or name.startswith("."):
@@ -52,10 +55,10 @@ def build_image(
     wheels_key, wheels = step("agent's libraries", lambda: wheels_layer(cache, recipe.python, recipe.architecture))
     boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian))
     ours = agent_key(sources)
-    digest = digest_of(
-        ["image", repr(recipe), _content_of(debian), wheels_key, boot_key, ours]
-        + [(Path(__file__).parent / file).read_bytes() for file in _OURS]
-    )
+    copies = [packed(*each.rpartition(":")[::2]) for each in recipe.files]
+    without_paths = attrs.evolve(recipe, files=tuple(each.rpartition(":")[2] for each in recipe.files))
+    mine = [(Path(__file__).parent / file).read_bytes() for file in _OURS]
+    digest = digest_of(["image", repr(without_paths), _content_of(debian), wheels_key, boot_key, ours, *copies, *mine])
 
     def make(place: Path) -> None:
         make_disk(place, recipe, debian, wheels, boot, sources)
@@ -64,7 +67,34 @@ def build_image(
         _describe(place, recipe, name=recipe.name, digest=digest, debian=debian, agent=ours)
 
     layer = step("disk", lambda: cache.layer("images", digest, make))
+    if form != "qcow2":
+        qcow2, form_digest = layer, digest_of([digest, form, Path(formats.__file__).read_bytes()])
+
+        def convert(place: Path) -> None:
+            disk = formats.FORMATS[form](qcow2 / DISK, place, form_digest, recipe.memory_mb, recipe.name)
+            _describe_other(place, qcow2, disk, form_digest)
+
+        layer = step(form, lambda: cache.layer("formats", form_digest, convert))
+        digest = form_digest
     return step("done", lambda: _publish(layer, output, name, digest))
+
+
+def _describe_other(place: Path, qcow2: Path, disk: Path, digest: str) -> None:
+    manifest: dict[str, Any] = json.loads((qcow2 / MANIFEST).read_text("utf-8"))
+    for key in ("kernel", "initrd", "cmdline"):
+        del manifest[key]
+    described = {**manifest, "digest": digest, "disk": disk.name, "warm_start": False, "files": _files(place, [disk])}
+    (place / MANIFEST).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+
+
+def _files(place: Path, paths: list[Path]) -> dict[str, dict[str, int | str]]:
+    found: dict[str, dict[str, int | str]] = {}
+    for path in paths:
+        with path.open("rb") as file:
+            total = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": total}
+        path.chmod(0o444)
+    return found
 
 
 def frozen_agent(cache: Cache) -> Path:
@@ -96,14 +126,7 @@ class _Steps:
 
 
 def _describe(place: Path, recipe: Recipe, *, name: str, digest: str, debian: Path, agent: str) -> None:
-    files = {}
-    for part in (DISK, KERNEL, INITRD):
-        path = place / part
-        with path.open("rb") as file:
-            files[part] = {
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
+    files = _files(place, [place / part for part in (DISK, KERNEL, INITRD)])
     manifest = {
         "name": name,
         "digest": digest,
@@ -113,15 +136,13 @@ def _describe(place: Path, recipe: Recipe, *, name: str, digest: str, debian: Pa
         "initrd": INITRD,
         "cmdline": recipe.cmdline,
         "memory_mb": recipe.memory_mb,
-        "warm_start": True,
+        "warm_start": recipe.agent and recipe.init == OURS,
         "release": recipe.release,
         "agent": agent,
         "files": files,
         "packages": dict(line.split(" ", 1) for line in (debian / PACKAGES).read_text("utf-8").splitlines()),
     }
     (place / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    for part in (DISK, KERNEL, INITRD):
-        (place / part).chmod(0o444)
 
 
 def _publish(layer: Path, output: Path, name: str, digest: str) -> Image:
@@ -134,9 +155,9 @@ def _publish(layer: Path, output: Path, name: str, digest: str) -> Image:
         old = output / f".{name}.{os.getpid()}.old"
         try:
             work.mkdir()
-            for part in (DISK, KERNEL, INITRD):
-                _share(layer / part, work / part)
             manifest: dict[str, Any] = json.loads((layer / MANIFEST).read_text("utf-8"))
+            for part in manifest["files"]:
+                _share(layer / part, work / part)
             (work / MANIFEST).write_text(json.dumps({**manifest, "name": name}, indent=2) + "\n", "utf-8")
             if place.exists():
                 place.rename(old)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from .cache import digest_of
 from .debian import ROOT_TAR
 from .ext4_times import set_times
 from .kernel import DISK_INITRD, DISK_KERNEL
-from .recipe import Recipe
-from .tools import SOURCE_DATE_EPOCH, as_root, remove_after, run
+from .recipe import DISTRIBUTION, OURS, Recipe
+from .tools import SOURCE_DATE_EPOCH, BuildError, as_root, remove_after, run
 
 DISK = "disk.qcow2"
 LABEL = "vmwrapper"  # of the root file system: guest/initrd-init finds it by that
@@ -60,7 +62,10 @@ def make_disk(place: Path, recipe: Recipe, debian: Path, wheels: Path, boot: Pat
         ]
         run([*as_root(), *unpack, "-f", debian / ROOT_TAR], "unpacking Debian")
         _collect(agent, wheels, sources)
-        _install(root, agent, recipe)
+        if recipe.agent:
+            _install(root, agent, recipe)
+        _take_init(root, recipe)
+        _copy_files(root, recipe)
         _file_system(raw, root, recipe)
     for part in (DISK_KERNEL, DISK_INITRD):
         shutil.copyfile(boot / part, place / part)
@@ -94,7 +99,6 @@ def _collect(agent: Path, wheels: Path, sources: Path) -> None:
 def _install(root: Path, agent: Path, recipe: Recipe) -> None:
     what = "installing the guest agent"
     enter = as_root()
-    run([*enter, "install", "-D", "-m", "0755", GUEST / "init", root / "usr/lib/vmwrapper/init"], what)
     run([*enter, "cp", "-r", "--no-preserve=ownership", agent, root / AGENT], what)
     # The guest's own Python, so that the byte code is the one that it will look for.
     run(
@@ -107,8 +111,47 @@ def _install(root: Path, agent: Path, recipe: Recipe) -> None:
         ],
         "compiling the guest agent",
     )
-    new = [root / AGENT, root / "usr/lib/vmwrapper"]
-    run([*enter, "find", *new, "-exec", "touch", "-h", "-d", f"@{SOURCE_DATE_EPOCH}", "{}", "+"], what)
+    if recipe.init == DISTRIBUTION:
+        python = f"/usr/bin/python{recipe.python}"
+        command = [python, "-I", "-S", f"/{AGENT}/start.py", "--install", "--keep-files"]
+        run([*enter, "chroot", root, *command], "making the guest agent a service")
+
+
+def _take_init(root: Path, recipe: Recipe) -> None:
+    """What the initrd hands over to."""
+    place = root / "usr/lib/vmwrapper"
+    if recipe.init == OURS:
+        run([*as_root(), "install", "-D", "-m", "0755", GUEST / "init", place / "init"], "installing the init")
+    else:
+        run([*as_root(), "mkdir", "-p", place], "installing the init")
+        run([*as_root(), "ln", "-s", "/sbin/init", place / "init"], "installing the init")
+
+
+def _copy_files(root: Path, recipe: Recipe) -> None:
+    """The recipe's own files: owned by root, and unpacked inside, where no link can lead out."""
+    for each in recipe.files:
+        source, _, target = each.rpartition(":")
+        unpack: list[str | os.PathLike[str]] = [*as_root(), "chroot", root, "tar", "-x", "-p", "-C", "/"]
+        run(unpack, f"copying {source}", data=packed(source, target))
+
+
+def packed(source: str, target: str) -> bytes:
+    """A tar archive that puts a file or a directory at `target`: the same bytes for the same files."""
+    content = io.BytesIO()
+
+    def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        info.uid = info.gid = 0
+        info.uname = info.gname = "root"
+        info.mtime = SOURCE_DATE_EPOCH
+        info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
+        return info
+
+    try:
+        with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            archive.add(source, target.lstrip("/"), filter=plain)
+    except OSError as error:
+        raise BuildError(f"{source} cannot be copied into the image: {error.strerror}") from None
+    return content.getvalue()
 
 
 def _file_system(raw: Path, root: Path, recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import attrs
 
 from common.errors import ConfigError
+from common.files import runtime_dir
 from host_agent.wrapper.resolve import soft_link_target
 
 MANIFEST = "image.json"
@@ -88,6 +90,45 @@ def load_image(directory: Path) -> Image:
     return image
 
 
+def verify_image(image: Image) -> list[str]:
+    """Read every file of an image and compare it with the manifest: their names; ConfigError says what is wrong."""
+    manifest: dict[str, Any] = json.loads((image.directory / MANIFEST).read_text("utf-8"))
+    files: dict[str, Any] = manifest.get("files", {})
+    for name, expected in files.items():
+        path = _member(image.directory, name)
+        advice = "fetch or build the image again"
+        try:
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                kind = "is truncated" if size < expected["bytes"] else "is too long"
+                words = f"it has {size} bytes instead of {expected['bytes']}"
+                raise ConfigError(f"the image {image.name} cannot be used: {name} {kind}, {words}", advice)
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    words = f"{name} was altered, its SHA-256 is not that of the manifest"
+                    raise ConfigError(f"the image {image.name} cannot be used: {words}", advice)
+        except (OSError, KeyError, TypeError) as error:
+            raise ConfigError(f"the image {image.name} cannot be used: {name} ({error!r})", advice) from None
+    return list(files)
+
+
+def check_image(image: Image) -> Image:
+    """The image, once its files are known to be those of its manifest. Files that have not changed are read once."""
+    manifest = (image.directory / MANIFEST).read_bytes()
+    mark = hashlib.sha256(manifest)
+    for path in (image.disk, image.kernel, image.initrd):
+        if path is not None:
+            stat = path.stat()
+            mark.update(repr((str(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)).encode())
+    known = runtime_dir() / "checked-images"
+    known.mkdir(mode=0o700, exist_ok=True)
+    seen = known / mark.hexdigest()
+    if not seen.exists():
+        verify_image(image)
+        seen.touch(mode=0o600)
+    return image
+
+
 def image_store() -> Path:
     """Directory of this user's images: `VMWRAPPER_IMAGES`, or the place of user data."""
     if chosen := os.environ.get("VMWRAPPER_IMAGES"):
@@ -147,5 +188,5 @@ DEFAULT_IMAGE = "debian-minimal"
 def image_for(vm: str, wanted: str) -> Image:
     """The image of a VM: the one asked for, else one with the VM's own name, else the default."""
     if wanted:
-        return find_image(wanted)
-    return find_image(vm if Path(vm).name == vm and (image_store() / vm).is_dir() else DEFAULT_IMAGE)
+        return check_image(find_image(wanted))
+    return check_image(find_image(vm if Path(vm).name == vm and (image_store() / vm).is_dir() else DEFAULT_IMAGE))

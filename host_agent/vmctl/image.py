@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from host_agent.hypervisors.images import MANIFEST, find_image, image_store, list_images
+from common.errors import ConfigError
+from common.files import write_private
+from host_agent.hypervisors.images import MANIFEST, find_image, image_store, list_images, verify_image
 
 
 def add_parser(subparsers: Any) -> None:
@@ -22,6 +24,14 @@ def add_parser(subparsers: Any) -> None:
     build.add_argument("--name", default="", help="name of the image (default: the recipe's)")
     build.add_argument("--cache", type=Path, help="directory for layers that later builds use again")
     build.add_argument("--refresh", action="store_true", help="fetch Debian anew, with its updates of today")
+    build.add_argument("--add-package", action="append", default=[], metavar="P", help="one more package; repeat")
+    build.add_argument("--copy", action="append", default=[], metavar="F:/PLACE", help="a file for the guest; repeat")
+    build.add_argument(
+        "--format",
+        choices=["qcow2", "vdi", "vmdk", "ova"],
+        default="qcow2",
+        help="qcow2 (with kernel and initrd, for QEMU) or a disk for VirtualBox and others",
+    )
     build.set_defaults(func=_build)
 
     agent = actions.add_parser("agent", help="write the guest agent as one file, for machines that others made")
@@ -36,8 +46,19 @@ def add_parser(subparsers: Any) -> None:
     agent.add_argument("--cache", type=Path, help="directory for layers that later builds use again")
     agent.set_defaults(func=_agent)
 
+    context = actions.add_parser("context", help="write a drive that installs the agent in a machine that others made")
+    context.add_argument("-o", "--output", type=Path, default=Path("context.iso"), metavar="FILE")
+    context.add_argument("--agent", type=Path, required=True, help="what `vmctl image agent` wrote")
+    context.add_argument("--config", type=Path, help="settings of this very machine, for its agent")
+    context.add_argument("--instance", default="vmwrapper", help="cloud-init installs anew when this has changed")
+    context.set_defaults(func=_context)
+
     listing = actions.add_parser("list", help="images on this host")
     listing.set_defaults(func=_list)
+
+    verify = actions.add_parser("verify", help="read an image's files and compare them with its manifest")
+    verify.add_argument("image", help="name of an image, or path of its directory")
+    verify.set_defaults(func=_verify)
 
     show = actions.add_parser("show", help="what an image is made of")
     show.add_argument("image", help="name of an image, or path of its directory")
@@ -47,13 +68,15 @@ def add_parser(subparsers: Any) -> None:
 def _build(options: argparse.Namespace) -> int:
     from vm_images.builder import build_image
     from vm_images.cache import Cache, default_cache
-    from vm_images.recipe import load_recipe
+    from vm_images.recipe import extended, load_recipe
 
+    recipe = extended(load_recipe(options.recipe), options.add_package, options.copy)
     image = build_image(
-        load_recipe(options.recipe),
+        recipe,
         options.output or image_store(),
         Cache(options.cache or default_cache()),
-        name=options.name,
+        name=options.name or (recipe.name if options.format == "qcow2" else f"{recipe.name}-{options.format}"),
+        form=options.format,
         refresh=options.refresh,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -77,6 +100,18 @@ def _agent(options: argparse.Namespace) -> int:
     return 0
 
 
+def _context(options: argparse.Namespace) -> int:
+    from vm_images.context import context_iso
+
+    try:
+        config = options.config.read_bytes() if options.config is not None else None
+    except OSError as error:
+        raise ConfigError(f"the settings {options.config} cannot be read: {error.strerror}") from None
+    write_private(options.output, context_iso(options.agent, config, options.instance))
+    print(options.output)
+    return 0
+
+
 def _list(options: argparse.Namespace) -> int:
     images = list_images()
     if not images:
@@ -87,6 +122,13 @@ def _list(options: argparse.Namespace) -> int:
             f"{image.name:24} {image.architecture:8} {image.memory_mb:5} MB RAM "
             f"{size / 1e6:7.0f} MB  {image.digest[:12]}  {image.directory}"
         )
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    image = find_image(options.image)
+    names = verify_image(image)
+    print(f"{image.name}: {', '.join(names)} are as the manifest says")
     return 0
 
 

@@ -1,23 +1,33 @@
-"""The contextualisation ISO: one file on an ISO 9660 volume, which every system can read from a CD drive.
+"""The contextualisation ISO: files on an ISO 9660 volume, which every system can read from a CD drive.
 
 sector 16  primary volume descriptor       18  path table (little-endian)     20  root directory
-       17  end of the descriptors          19  path table (big-endian)        21  the file
+       17  end of the descriptors          19  path table (big-endian)        21  the files
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 
 SECTOR = 2048
 VOLUME = "VMWRAPPER"
-NAME = "CONFIG.JSON;1"  # Linux shows it as config.json
-_ROOT, _FILE = 20, 21
+NAME = "CONFIG.JSON"  # Linux shows it as config.json
+_ROOT, _FILES = 20, 21
 _NO_DATE = b"0" * 16 + b"\0"
 
 
 def config_iso(content: bytes) -> bytes:
     """The image of a CD with `content` as its only file."""
-    sectors = _FILE + max(1, -(-len(content) // SECTOR))
+    return iso9660(VOLUME, {NAME: content})
+
+
+def iso9660(volume: str, files: Mapping[str, bytes]) -> bytes:
+    """The image of a CD with these files in its root directory, which has room for some thirty."""
+    places: dict[str, int] = {}
+    sectors = _FILES
+    for name, content in files.items():
+        places[name] = sectors
+        sectors += max(1, -(-len(content) // SECTOR))
     root = _record(b"\0", _ROOT, SECTOR, directory=True)
     table = struct.pack("<BBIH", 1, 0, _ROOT, 1) + b"\0\0"
     table_big = struct.pack(">BBIH", 1, 0, _ROOT, 1) + b"\0\0"
@@ -25,7 +35,7 @@ def config_iso(content: bytes) -> bytes:
         [
             b"\x01CD001\x01\0",
             b" " * 32,  # system
-            VOLUME.encode().ljust(32),
+            volume.encode().ljust(32),
             b"\0" * 8,
             _both32(sectors),
             b"\0" * 32,
@@ -38,8 +48,12 @@ def config_iso(content: bytes) -> bytes:
             b"\x01\0",
         ]
     )
-    listing = root + _record(b"\x01", _ROOT, SECTOR, directory=True) + _record(NAME.encode(), _FILE, len(content))
-    parts = [b"\0" * (16 * SECTOR), descriptor, b"\xffCD001\x01", table, table_big, listing, content or b"\0"]
+    records = [_record(f"{name};1".encode(), places[name], len(files[name])) for name in sorted(files)]
+    listing = b"".join([root, _record(b"\x01", _ROOT, SECTOR, directory=True), *records])
+    if len(listing) > SECTOR:
+        raise ValueError(f"{len(files)} files are too many for one sector of a directory")
+    parts = [b"\0" * (16 * SECTOR), descriptor, b"\xffCD001\x01", table, table_big, listing]
+    parts += [content or b"\0" for content in files.values()]
     return b"".join([parts[0], *(_padded(part) for part in parts[1:])])
 
 

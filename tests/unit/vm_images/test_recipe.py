@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from vm_images.recipe import RECIPES, load_recipe
+from vm_images.recipe import RECIPES, extended, load_recipe
+from vm_images.rootfs import packed
+from vm_images.tools import BuildError
 
 TEXT = (RECIPES / "debian-minimal.toml").read_text("utf-8")
 
@@ -43,3 +45,34 @@ def test_what_is_wrong_is_said(tmp_path: Path, old: str, new: str, words: str) -
     path.write_text(TEXT.replace(old, new), "utf-8")
     with pytest.raises(ConfigError, match=words):
         load_recipe(str(path))
+
+
+def test_a_recipe_that_extends_another_adds_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nextends = "debian-minimal"\npackages = ["bc"]\nfiles = ["data:/srv/data"]\n')
+    recipe, base = load_recipe(str(path)), load_recipe("debian-minimal")
+    assert recipe.packages == (*base.packages, "bc")
+    assert recipe.files == (f"{tmp_path}/data:/srv/data",)
+    assert (recipe.name, recipe.kernel) == ("mine", base.kernel)
+
+
+def test_extending_in_a_circle(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('name = "a"\nextends = "a.toml"\n')
+    with pytest.raises(ConfigError, match="circle"):
+        load_recipe(str(path))
+
+
+def test_added_on_the_command_line() -> None:
+    recipe = extended(load_recipe("debian-minimal"), ["bc"], ["/etc/hostname:/srv/name"])
+    assert "bc" in recipe.packages and recipe.files == ("/etc/hostname:/srv/name",)
+    with pytest.raises(ConfigError, match="plain name"):
+        extended(recipe, ["bc; reboot"], [])
+    for wrong in ("no-target", "a:relative", "a:/../x"):
+        with pytest.raises(ConfigError, match="is not like"):
+            extended(recipe, [], [wrong])
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="none cannot be copied into the image"):
+        packed(str(tmp_path / "none"), "/srv/x")
