@@ -74,6 +74,7 @@ class QemuVm:
         self._killed_for_memory = oom_kills()  # on this host, before
         self._cpu_time = CpuTime()
         self._left = False
+        self._destroying = False
         self._stopped_at = 0.0
         self._share = spec.cpu_share
 
@@ -111,6 +112,8 @@ class QemuVm:
 
     async def _launch(self, how: str, config: Path | None, *more: str, after: MachineState | None = None) -> QMP:
         """Start QEMU and wait until it answers. `after` is the state that an end is to lead to."""
+        if self._destroying:
+            raise HypervisorError(f"the VM {self.spec.name} is being removed")
         self._asked_to_end, self._guest_ended = after, ""
         self._killed_for_memory = oom_kills()
         self._change(MachineState.STARTING, how)
@@ -274,6 +277,11 @@ class QemuVm:
         return Deferred.fromCoroutine(self._destroy())
 
     async def _destroy(self) -> None:
+        self._destroying = True
+        await self.power_off()
+        await self._alone(self._remove)  # what was under way fails now, and must not start anything after us
+
+    async def _remove(self) -> None:
         await self.power_off()
         await self._close()
         shutil.rmtree(self.spec.directory, ignore_errors=True)
