@@ -10,7 +10,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import stomp.connect
@@ -79,14 +79,14 @@ class StompConnection(stomp.listener.ConnectionListener):  # type: ignore[misc]
             self._in_order = True
         return self.reason
 
-    def subscribe(self, destination: str, number: int) -> None:
-        self._stomp.subscribe(destination, id=str(number), ack="auto")
+    def subscribe(self, destination: str, number: int, headers: Mapping[str, str] | None = None) -> None:
+        self._stomp.subscribe(destination, id=str(number), ack="auto", headers=dict(headers or {}))
 
     def unsubscribe(self, number: int) -> None:
         self._stomp.unsubscribe(id=str(number))
 
-    def send(self, destination: str, body: bytes) -> None:
-        self._stomp.send(destination, body, content_type="application/octet-stream")
+    def send(self, destination: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self._stomp.send(destination, body, content_type="application/octet-stream", headers=dict(headers or {}))
 
     def fail(self, reason: str) -> None:
         """The connection is of no use any more; wakes whoever waits for it."""

@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         help="the directory that all paths of commands and copies are relative to (default: the user's home)",
     )
     parser.add_argument("--host-line", action="store_true", help="standard input is a line to the host (in images)")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="lines for people or programs")
     parser.add_argument("--debug", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"vmwrapper-guest-agent {VERSION}")
     options = parser.parse_args(argv)
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     state = home / GUEST_STATE
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     _ensure_keeper(keeper_socket(home))  # forked now, while this process is small and has no threads
-    return _run_agent(options.config, home, options.host_line, options.debug)
+    return _run_agent(options.config, home, options.host_line, options.log_format, options.debug)
 
 
 def _ensure_keeper(path: Path) -> None:
@@ -55,12 +56,12 @@ def _ensure_keeper(path: Path) -> None:
     start_keeper(path)
 
 
-def _run_agent(config_path: Path, home: Path, host_line: bool, debug: bool) -> int:
+def _run_agent(config_path: Path, home: Path, host_line: bool, log_format: str, debug: bool) -> int:
     from twisted.internet import reactor
 
     from common.config import GuestConfig
     from common.errors import VMwrapperError
-    from common.logs import start_logging
+    from common.logs import LogFormat, start_logging
 
     from .agent import build_guest_agent
     from .host_line import HostLine, wait_for_settings
@@ -70,12 +71,13 @@ def _run_agent(config_path: Path, home: Path, host_line: bool, debug: bool) -> i
 
         wait_for_settings(config_path)
         random.seed()  # this machine is one of several clones
-    start_logging("guest-agent", debug=debug)
+    log = start_logging("guest-agent", debug=debug, form=LogFormat(log_format))
     try:
         config = GuestConfig.load(config_path)
     except VMwrapperError as error:
         print(f"vmwrapper-guest-agent: {error.explain()}", file=sys.stderr)
         return 2
+    log.about.update(vm=config.name, instance=config.guest)
     agent = build_guest_agent(reactor, config, home)
     if host_line:
         HostLine(reactor, agent.restored, agent.settings_changed).start()

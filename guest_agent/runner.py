@@ -217,6 +217,7 @@ class Runner:
                 self._output(command, head["stream"], head["offset"], payload)
         elif head["op"] == "started":
             command.state, command.pid = State.RUNNING, head["pid"]
+            self._log.info("{command}: runs as process {pid}", command=command.run.command, pid=command.pid)
             command.account = self._accounts.find(head["account"], command.pid)
             self._link.send(Started(command.run.command, command.pid))
             self._watch_usage()
@@ -248,6 +249,12 @@ class Runner:
             self._journal.ended(command, attrs.asdict(result, filter=lambda field, _: field.name != "command"))
         except OSError as error:
             self._log.warn("the end of {id} is not in the journal: {error}", id=command, error=error)
+        self._log.info(
+            "{command}: {outcome} {detail}",
+            command=command,
+            outcome=result.outcome,
+            detail=result.reason or result.signal or ("" if result.exit_code is None else result.exit_code),
+        )
         self._adopt_result(command, result)
         if self._commands[command].sending:
             self._link.send(result)

@@ -15,6 +15,7 @@ from . import __version__
 from .hypervisors.choice import add_option, make_hypervisor
 
 BROKER_VARIABLE = "VMWRAPPER_BROKER"
+LOG_FORMAT_VARIABLE = "VMWRAPPER_LOG_FORMAT"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,6 +64,18 @@ def main(argv: list[str] | None = None) -> int:
         help="serve the first VM controller's XML-RPC interface at http://HOST:PORT/RPC2, on the loopback, for "
         "everybody on this host (default: none)",
     )
+    parser.add_argument(
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="log there instead of to standard error; rotated at 4 MiB, two are kept",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default=os.environ.get(LOG_FORMAT_VARIABLE, "text"),
+        help=f"lines for people or for programs (default: {LOG_FORMAT_VARIABLE}, else text)",
+    )
     parser.add_argument("--debug", action="store_true", help="log more")
     parser.add_argument("--version", action="version", version=f"vmwrapper-host-agent {__version__}")
     options = parser.parse_args(argv)
@@ -79,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
     from twisted.internet.stdio import StandardIO
     from twisted.python.failure import Failure
 
-    from common.logs import start_logging
+    from common.logs import LogFormat, start_logging
 
     from .agent import build_host_agent
     from .broker.settings import BrokerSettings
@@ -87,7 +100,12 @@ def _run(options: argparse.Namespace) -> int:
     from .controller_config import BROKER_DEADLINE, ControllerConfig
     from .state import open_state
 
-    start_logging("host-agent", debug=options.debug)
+    try:
+        log = start_logging("host-agent", debug=options.debug, form=LogFormat(options.log_format), file=options.log)
+    except OSError as error:
+        raise ConfigError(f"the log {options.log} cannot be written: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(f"{LOG_FORMAT_VARIABLE} must be text or json, not {options.log_format!r}") from None
     code = 0
 
     def stopped() -> None:
@@ -107,6 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     except VMwrapperError as error:
         print(f"vmwrapper-host-agent: cannot start: {error.explain()}", file=sys.stderr)
         return 1
+    log.about["agent"] = state.agent_id
     agent = build_host_agent(reactor, hypervisor, state, stopped, external, config.chirp_path)
 
     def ready(endpoint: Endpoint) -> None:

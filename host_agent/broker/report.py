@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
 
 from .statistics import BrokerStatistics
 
@@ -57,15 +56,6 @@ class BrokerReport:
     def unknown(self) -> list[str]:
         """What this broker cannot tell."""
         return [field.name for field in attrs.fields(type(self)) if getattr(self, field.name) is None]
-
-
-class BrokerSource(Protocol):
-    """Whoever can ask a broker how it does."""
-
-    def report(self) -> Deferred[BrokerReport]:
-        """Never fails: a broker that cannot be asked is a report with a `problem`."""
-
-    def stop(self) -> Deferred[None]: ...
 
 
 def deepest(queues: list[QueueReport]) -> tuple[QueueReport, ...]:

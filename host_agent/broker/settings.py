@@ -40,7 +40,7 @@ class BrokerSettings:
     @classmethod
     def load(cls, file: Path) -> BrokerSettings:
         """Read the file; ConfigError says what is wrong with it."""
-        return cls.from_table(file, _read_private(file))
+        return cls.from_table(file, read_private(file))
 
     @classmethod
     def from_table(cls, file: Path, value: dict[str, Any]) -> BrokerSettings:
@@ -52,7 +52,7 @@ class BrokerSettings:
             raise ConfigError(f"the broker settings {file} cannot be used: {what}") from None
 
 
-def _read_private(file: Path) -> dict[str, Any]:
+def read_private(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as opened:
             # Of what is opened, not of the name: a link or a rename must not come in between.
@@ -79,17 +79,17 @@ def _parse(file: Path, value: dict[str, Any]) -> BrokerSettings:
     kind = value["kind"]
     if kind not in DIALECTS:
         raise ConfigError(f"the broker settings {file} name a broker kind {kind!r}, not {' or '.join(DIALECTS)}")
-    tls = _tls(file, value.get("tls"))
-    brokers = tuple(_address(text, tls) for text in _texts("brokers", value["brokers"]))
+    tls = read_tls(file, value.get("tls"))
+    brokers = tuple(read_address(text, tls) for text in _texts("brokers", value["brokers"]))
     if not brokers:
         raise ConfigError(f"the broker settings {file} name no broker")
-    _refuse_plain(file, brokers, bool(value.get("allow_plain", False)))
+    refuse_plain(file, brokers, bool(value.get("allow_plain", False)))
     passcode = value["passcode"] if "passcode" in value else _read(file, value["passcode_file"]).strip()
     guests = {_id(login): _text("a passcode", code) for login, code in value["guests"].items()}
     return BrokerSettings(file, kind, brokers, Credentials(_id(value["host"]), _text("passcode", passcode)), guests)
 
 
-def _tls(file: Path, value: Any) -> Tls | None:
+def read_tls(file: Path, value: Any) -> Tls | None:
     if value is None:
         return None
     unknown = sorted(set(value) - {"ca", "server_name"})
@@ -108,7 +108,7 @@ def _read(file: Path, name: str) -> str:
         raise ConfigError(f"{path}, which the broker settings {file} name, cannot be read: {error}") from None
 
 
-def _address(text: str, tls: Tls | None) -> BrokerAddress:
+def read_address(text: str, tls: Tls | None) -> BrokerAddress:
     host, colon, port = text.rpartition(":")
     host = host.strip("[]")
     if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
@@ -116,7 +116,7 @@ def _address(text: str, tls: Tls | None) -> BrokerAddress:
     return BrokerAddress(host, int(port), tls)
 
 
-def _refuse_plain(file: Path, brokers: tuple[BrokerAddress, ...], allowed: bool) -> None:
+def refuse_plain(file: Path, brokers: tuple[BrokerAddress, ...], allowed: bool) -> None:
     for broker in brokers:
         if broker.tls is None and not allowed and not is_loopback(broker.host):
             raise ConfigError(

@@ -27,7 +27,7 @@ def main() -> int:
     wait = 0.0
     while not ending:
         began = time.monotonic()
-        agent = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+        agent = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stderr=sys.stdout)  # its log is the console
         if ending:
             agent.terminate()
         while agent.poll() is None:

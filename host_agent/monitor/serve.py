@@ -12,10 +12,12 @@ from twisted.internet.interfaces import IListeningPort
 
 from common.errors import ConfigError
 from host_agent.broker.settings import is_loopback
+from host_agent.broker.watch import WatchSettings
 from host_agent.control_client import Endpoint
 from host_agent.metrics import Metrics
 
 from .access import Access, Login
+from .brokers import BrokerWatch
 from .hosts import HostFeeds
 from .model import Model
 from .page import Monitor, QuietSite
@@ -35,6 +37,7 @@ class MonitorOptions:
     certificate: Path | None = None
     key: Path | None = None
     names: tuple[str, ...] = ()
+    brokers: tuple[WatchSettings, ...] = ()
 
     def check(self) -> None:
         """ConfigError: others could look, or listen in."""
@@ -56,7 +59,8 @@ def build_monitor(reactor: Any, find: Callable[[], list[Endpoint]], options: Mon
     access = Access(hosts, options.login)
     stream = Stream(reactor, model, {"key": access.key if options.control else "", "control": options.control})
     page = Monitor(feeds, stream, metrics, access, options.control)
-    return MonitorServer(reactor, options, feeds, stream, access, page, model)
+    brokers = [BrokerWatch(reactor, settings, model, metrics) for settings in options.brokers]
+    return MonitorServer(reactor, options, feeds, brokers, stream, access, page, model)
 
 
 @attrs.define
@@ -66,6 +70,7 @@ class MonitorServer:
     _reactor: Any
     _options: MonitorOptions
     feeds: HostFeeds
+    brokers: list[BrokerWatch]
     stream: Stream
     access: Access
     page: Monitor
@@ -85,6 +90,8 @@ class MonitorServer:
                 f"the page cannot be served on {options.interface}:{options.port}: {error}", "--listen HOST:PORT"
             ) from None
         self.feeds.start()
+        for broker in self.brokers:
+            broker.start()
         self.stream.start()
         assert self._port is not None
         address: Any = self._port.getHost()
@@ -96,6 +103,8 @@ class MonitorServer:
     def stop(self) -> Deferred[Any]:
         """Listen no more, let every browser go."""
         self.feeds.stop()
+        for broker in self.brokers:
+            broker.stop()
         self.stream.stop()
         return maybeDeferred(self._port.stopListening) if self._port is not None else maybeDeferred(lambda: None)
 

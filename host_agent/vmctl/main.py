@@ -25,6 +25,7 @@ SUBCOMMANDS = (
     "sweep",
     "broker",
     "monitor",
+    "trace",
 )
 
 EPILOG = """\

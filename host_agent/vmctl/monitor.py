@@ -26,6 +26,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="PEM, for TLS")
     parser.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
     parser.add_argument("--name", action="append", default=[], help="a name under which the page is reached")
+    parser.add_argument(
+        "--broker", type=Path, action="append", default=[], metavar="FILE",
+        help="show this external broker, too: the monitor.toml that vmctl broker init wrote; may be repeated",
+    )  # fmt: skip
     parser.set_defaults(func=run)
 
 
@@ -35,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from common.logs import start_logging
 
     try:
+        from host_agent.broker.watch import WatchSettings
         from host_agent.metrics_page import split_address
         from host_agent.monitor.access import Login
         from host_agent.monitor.serve import MonitorOptions, build_monitor
@@ -52,7 +57,16 @@ def run(options: argparse.Namespace) -> int:
     server = build_monitor(
         reactor,
         endpoints,
-        MonitorOptions(interface, port, options.control, login, options.certificate, options.key, tuple(options.name)),
+        MonitorOptions(
+            interface,
+            port,
+            options.control,
+            login,
+            options.certificate,
+            options.key,
+            tuple(options.name),
+            tuple(WatchSettings.load(file) for file in options.broker),
+        ),
     )
     failures: list[ConfigError] = []
 

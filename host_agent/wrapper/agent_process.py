@@ -124,8 +124,8 @@ class OwnedAgent:
         self._events = events
         self._say = say
         self.state_directory = str(slot / HOST_AGENT_STATE)
-        self._argv = [*(argv or agent_argv()), "--state", self.state_directory]
         self._log = slot / HOST_AGENT_LOG
+        self._argv = [*(argv or agent_argv()), "--log", str(self._log), "--state", self.state_directory]
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._end_watch: Callable[[], None] = lambda: None

@@ -77,6 +77,8 @@ def tail(path: Path, start: int = 0, lines: int = 20, limit: int = 4096) -> str:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
+            if start > size:
+                start = 0  # it was rotated meanwhile
             file.seek(max(start, size - limit, 0))
             text = file.read(limit).decode("utf-8", "replace")
     except OSError:

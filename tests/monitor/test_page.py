@@ -10,6 +10,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser
 
+from tests.brokers import RunningBroker, free_port
 from tests.system.agent_process import AgentProcess, agent_process
 
 from .conftest import MonitorProcess, looking, monitor_process
@@ -169,3 +170,26 @@ def test_without_control_there_are_no_buttons(browser: Browser, folder: Path, ag
         looked.page.locator("#guests tr", has_text="box").last.click()
         looked.page.locator("#detail-title").get_by_text("box").wait_for()
         assert looked.page.locator("#detail-control button").count() == 0
+
+
+def test_brokers_that_answer_and_brokers_that_do_not(browser: Browser, activemq: RunningBroker, tmp_path: Path) -> None:
+    good = activemq.plan.monitor_settings
+    wrong, dead = tmp_path / "wrong.toml", tmp_path / "dead.toml"
+    (tmp_path / "wrong.passcode").write_text("<b>wrong</b>")
+    for file, port in ((wrong, activemq.port), (dead, free_port())):
+        file.write_text(
+            f'format = 1\nkind = "activemq"\nbroker = "localhost:{port}"\n'
+            'login = "monitor"\npasscode_file = "wrong.passcode"\n'
+        )
+        file.chmod(0o600)
+    options = [word for file in (good, dead) for word in ("--broker", str(file))]
+    with monitor_process(tmp_path, *options) as monitor, looking(browser, monitor.url) as looked:
+        row = looked.page.locator("#brokers tbody tr:not(.red)")
+        row.get_by_text("activemq").wait_for()
+        assert "unknown" in (row.text_content() or "")  # its connections
+        looked.see("cannot be asked: cannot be reached: connection refused", "#troubles")
+        row.click()
+        looked.see("vmwrapper.guest.host-a-g1", "#detail-fields")
+        assert 'vmwrapper_broker_up{broker="localhost:' in monitor.metrics().replace("127.0.0.1:", "localhost:")
+    with monitor_process(tmp_path, "--broker", str(wrong)) as monitor, looking(browser, monitor.url) as looked:
+        looked.see("refuses the login 'monitor'", "#troubles")

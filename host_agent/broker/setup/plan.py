@@ -76,6 +76,11 @@ class Plan:
         return self.directory / f"{host.host.name}.toml"
 
     @property
+    def monitor_settings(self) -> Path:
+        """What `vmctl monitor --broker` gets."""
+        return self.directory / "monitor.toml"
+
+    @property
     def monitor_file(self) -> Path:
         return self.directory / "monitor.passcode"
 
@@ -94,12 +99,38 @@ def write_settings(plan: Plan) -> None:
     for host in plan.hosts:
         write_private(plan.settings_file(host), _settings(plan, host).encode())
     write_private(plan.monitor_file, f"{plan.monitor.passcode}\n".encode())
+    write_private(plan.monitor_settings, _monitor_settings(plan).encode())
+
+
+def _place(plan: Plan) -> str:
+    name = plan.names[0]
+    return f"[{name}]:{plan.port}" if ":" in name else f"{name}:{plan.port}"
+
+
+def _monitor_settings(plan: Plan) -> str:
+    quoted = json.dumps
+    lines = [
+        "# For vmctl monitor --broker; by vmctl broker init.",
+        "format = 1",
+        f"kind = {quoted(plan.kind)}",
+        f"broker = {quoted(_place(plan))}",
+        *(["allow_plain = true"] if plan.allow_plain else []),
+        f"login = {quoted(plan.monitor.name)}",
+        f"passcode_file = {quoted(plan.monitor_file.name)}",
+    ]
+    if plan.kind == "rabbitmq":
+        lines += [
+            "# The program that asks the broker, on its own machine; or, with the management plugin: management = URL",
+            'ctl = "ctl"',
+        ]
+    if plan.tls:
+        lines += ["", "[tls]", 'ca = "tls/ca.pem"']
+    return "\n".join(lines) + "\n"
 
 
 def _settings(plan: Plan, host: HostLogins) -> str:
     quoted = json.dumps  # a JSON string is a TOML string
-    name = plan.names[0]
-    place = f"[{name}]:{plan.port}" if ":" in name else f"{name}:{plan.port}"
+    place = _place(plan)
     lines = [
         "# For vmwrapper-host-agent --broker; by vmctl broker init. It holds passcodes: keep it private (0600).",
         "format = 1",
