@@ -19,11 +19,12 @@ from host_agent.hypervisors.images import MANIFEST, Image, load_image
 from . import formats
 from .cache import Cache, digest_of
 from .debian import PACKAGES, debian_layer
-from .frozen import frozen_layer
+from .frozen import container_files, frozen_layer
 from .kernel import INITRD, KERNEL, boot_layer
+from .oci import merge_container
 from .recipe import OURS, Recipe, load_recipe
-from .rootfs import DISK, SOURCES, agent_key, make_disk, packed
-from .tools import Progress, explain_os_error, remove_tree
+from .rootfs import DISK, SOURCES, agent_key, make_container_disk, make_disk, packed
+from .tools import Progress, explain_os_error, remove_after, remove_tree
 from .wheels import wheels_layer
 
 _T = TypeVar("_T")
@@ -76,6 +77,50 @@ def build_image(
 
         layer = step(form, lambda: cache.layer("formats", form_digest, convert))
         digest = form_digest
+    return step("done", lambda: _publish(layer, output, name, digest))
+
+
+def build_from_container(
+    archive: Path,
+    recipe: Recipe,
+    output: Path,
+    cache: Cache,
+    *,
+    name: str,
+    sources: Path = SOURCES,
+    progress: Progress = lambda line: None,
+) -> Image:
+    """The same from a container: its file system, with our kernel, and the agent with a Python of its own."""
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"{name!r} cannot name an image: it must be a plain file name")
+    step = _Steps(progress)
+    try:
+        with archive.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"the container's archive {archive} cannot be read: {error.strerror}") from None
+    _, debian = step("Debian", lambda: debian_layer(cache, recipe))
+    wheels = step("agent's libraries", lambda: wheels_layer(cache, recipe.python, recipe.architecture))
+    frozen_key, frozen = step("agent", lambda: frozen_layer(cache, recipe, debian, wheels, sources))
+    boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian))
+    mine = [(Path(__file__).parent / file).read_bytes() for file in (*_OURS, "oci.py", "guest/init")]
+    digest = digest_of(["container", content, repr(recipe), frozen_key, boot_key, *mine])
+
+    def make(place: Path) -> None:
+        root_tar = place / "root.tar"
+        with remove_after(place / "layers") as work:
+            container = merge_container(archive, root_tar, container_files(frozen), work)
+        make_container_disk(place, recipe, root_tar, boot)
+        root_tar.unlink()
+        for part in (KERNEL, INITRD):
+            _share(boot / part, place / part)
+        _describe(place, recipe, name=name, digest=digest, debian=debian, agent=agent_key(sources))
+        described: dict[str, Any] = json.loads((place / MANIFEST).read_text("utf-8"))
+        described["packages"] = {}  # the container's own, of which we know nothing
+        described["container"] = {"sha256": content, **attrs.asdict(container)}
+        (place / MANIFEST).write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+
+    layer = step("disk", lambda: cache.layer("containers", digest, make))
     return step("done", lambda: _publish(layer, output, name, digest))
 
 

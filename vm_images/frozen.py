@@ -24,11 +24,12 @@ from common.errors import ConfigError
 from .cache import Cache, digest_of
 from .debian import PACKAGES, ROOT_TAR
 from .recipe import Recipe
-from .rootfs import SOURCES, agent_files, agent_key
+from .rootfs import GUEST, SOURCES, agent_files, agent_key
 from .tools import SOURCE_DATE_EPOCH, BuildError, explain_os_error, run
 
 LAUNCH = "launch"
 BUSYBOX = "busybox"
+INIT = GUEST / "init"
 LOADER = "ld-linux-x86-64.so.2"
 # Parts of Python's own library that neither agent nor installer need.
 _UNUSED = (
@@ -38,7 +39,7 @@ _UNUSED = (
 _LIBRARY = re.compile(r"(?:\./)?(?:usr/)?lib/x86_64-linux-gnu/([^/]+\.so[^/]*)")
 _LAUNCH = """\
 #!/bin/sh
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(cd "${{0%/*}}" && pwd)
 p=$here/python
 exec "$p/lib/{loader}" --library-path "$p/lib" "$p/bin/python{python}" -I -S "$here/start.py" "$@"
 """
@@ -68,6 +69,22 @@ def frozen_layer(
         _compile(agent, recipe.python)
 
     return key, cache.layer("frozen", key, make)
+
+
+def container_files(layer: Path) -> dict[str, tuple[int, bytes]]:
+    """What a container's file system gets so that it can be a guest's: mode and content; directories end with "/"."""
+    script = INIT.read_bytes().replace(b"#!/bin/busybox sh", b"#!/usr/lib/vmwrapper/busybox sh", 1)
+    files = {
+        **{f"{name}/": (0o755, b"") for name in ("dev", "proc", "root", "run", "sys")},
+        "tmp/": (0o1777, b""),
+        "usr/lib/vmwrapper/init": (0o755, script),
+        "usr/lib/vmwrapper/busybox": (0o755, (layer / BUSYBOX).read_bytes()),
+    }
+    agent = layer / "agent"
+    for path in sorted(path for path in agent.rglob("*") if path.is_file()):
+        mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+        files[f"usr/lib/vmwrapper-guest-agent/{path.relative_to(agent)}"] = (mode, path.read_bytes())
+    return files
 
 
 def write_frozen(output: Path, layer: Path) -> Path:

@@ -67,6 +67,21 @@ def make_disk(place: Path, recipe: Recipe, debian: Path, wheels: Path, boot: Pat
         _take_init(root, recipe)
         _copy_files(root, recipe)
         _file_system(raw, root, recipe)
+    return _finish(place, raw, recipe, boot)
+
+
+def make_container_disk(place: Path, recipe: Recipe, root_tar: Path, boot: Path) -> Path:
+    """The same from a root file system that has everything, the agent too."""
+    raw = place / "disk.raw"
+    with remove_after(place / "root") as root:
+        unpack: list[str | os.PathLike[str]] = [*as_root(), "tar", "-x", "-p", "--numeric-owner", "-C", root]
+        run([*unpack, "-f", root_tar], "unpacking the container")
+        _file_system(raw, root, recipe)
+    return _finish(place, raw, recipe, boot)
+
+
+def _finish(place: Path, raw: Path, recipe: Recipe, boot: Path) -> Path:
+    """Make it bootable, and a qcow2 file."""
     for part in (DISK_KERNEL, DISK_INITRD):
         shutil.copyfile(boot / part, place / part)
     fat = boot_partition(place, place / DISK_KERNEL, place / DISK_INITRD, recipe.cmdline)

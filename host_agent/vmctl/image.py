@@ -24,6 +24,9 @@ def add_parser(subparsers: Any) -> None:
     build.add_argument("--name", default="", help="name of the image (default: the recipe's)")
     build.add_argument("--cache", type=Path, help="directory for layers that later builds use again")
     build.add_argument("--refresh", action="store_true", help="fetch Debian anew, with its updates of today")
+    build.add_argument(
+        "--from-oci", type=Path, metavar="FILE", help="from a container: OCI archive or `docker save` file"
+    )
     build.add_argument("--add-package", action="append", default=[], metavar="P", help="one more package; repeat")
     build.add_argument("--copy", action="append", default=[], metavar="F:/PLACE", help="a file for the guest; repeat")
     build.add_argument(
@@ -66,19 +69,31 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from vm_images.builder import build_image
+    from vm_images.builder import build_from_container, build_image
     from vm_images.cache import Cache, default_cache
     from vm_images.recipe import extended, load_recipe
 
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    cache = Cache(options.cache or default_cache())
+    if options.from_oci is not None:
+        name = options.name or options.from_oci.name.partition(".")[0]
+        base = load_recipe(options.recipe)
+        image = build_from_container(
+            options.from_oci, base, options.output or image_store(), cache, name=name, progress=progress
+        )
+        print(image.directory)
+        return 0
     recipe = extended(load_recipe(options.recipe), options.add_package, options.copy)
     image = build_image(
         recipe,
         options.output or image_store(),
-        Cache(options.cache or default_cache()),
+        cache,
         name=options.name or (recipe.name if options.format == "qcow2" else f"{recipe.name}-{options.format}"),
         form=options.format,
         refresh=options.refresh,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=progress,
     )
     print(image.directory)
     return 0
