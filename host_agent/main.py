@@ -99,6 +99,7 @@ def _run(options: argparse.Namespace) -> int:
     from .control import Endpoint
     from .controller_config import BROKER_DEADLINE, ControllerConfig
     from .state import open_state
+    from .vms import Fate
 
     try:
         log = start_logging("host-agent", debug=options.debug, form=LogFormat(options.log_format), file=options.log)
@@ -157,14 +158,15 @@ def _run(options: argparse.Namespace) -> int:
         nonlocal code
         code = 1
         print(f"vmwrapper-host-agent: cannot start: {failure.getErrorMessage()}", file=sys.stderr)
-        agent.shut_down()
+        agent.shut_down(Fate.LEAVE)  # our owner may be what failed, and its successor wants the VMs
 
     def begin() -> None:
         patience = BROKER_DEADLINE if config.broker is not None else 0.0
         Deferred.fromCoroutine(agent.start(patience)).addCallback(ready).addErrback(failed)
 
     reactor.callWhenRunning(begin)
-    reactor.addSystemEventTrigger("before", "shutdown", agent.shut_down)
+    # A signal: this computer may be shutting down. What has a checkpoint goes on from it at the next start.
+    reactor.addSystemEventTrigger("before", "shutdown", agent.shut_down, Fate.KEEP)
     reactor.run()
     return code
 
