@@ -85,6 +85,9 @@ bench: image $(VENV)/peers ## measure everything that benchmarks/ can
 bench-monitor: $(VENV)/peers ## the monitor with 1,000 guests and 100 events a second, for a minute
 	@$(BIN)/python -m benchmarks monitor
 
+bench-guard: $(VENV)/ready ## short benchmarks beside their recorded values; fails when one has become much worse
+	@$(BIN)/python -m benchmarks.guard
+
 FUZZ_SECONDS ?= 600
 fuzz: $(VENV)/ready ## fuzz everything that reads others' bytes, FUZZ_SECONDS (600) for each
 	@for target in frames messages manifest job; do \

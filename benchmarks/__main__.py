@@ -20,9 +20,11 @@ NAMES = {
     "checkpoint": "a live checkpoint of a working VM, against QEMU's snapshot-save and a copy of the disk",
     "end_latency": "how soon a task's end is known",
     "roundtrip_local": "a command's round trip to a guest agent that is a local process",
+    "roundtrip": "a command's round trip in a QEMU guest, against qemu-guest-agent and ssh in the same guest",
     "copy": "256 MiB into a VM and out of it, against a bare TCP stream",
     "wrapper": "memory, CPU time and latencies of the wrapper with a job on the host",
     "monitor": "the monitor's page with 1,000 guests and 100 events a second, for a minute",
+    "scale": "10, 100 and 1,000 simulated guests on one host agent, on each broker",
     "broker": "requests and memory of the embedded broker, ActiveMQ and RabbitMQ",
 }
 _PROBE = """

@@ -55,4 +55,5 @@ def _measure(client: ControlClient) -> dict[str, float]:
         "bare_ms": median(bare) * 1e3,
         "ratio_to_bare": median(roundtrips) / median(bare),
         "ping_ms": median(pings) * 1e3,
+        "ping_ratio_to_bare": median(pings) / median(bare),
     }

@@ -60,6 +60,7 @@ class AgentState:
         except OSError as error:
             raise ConfigError(f"the state directory {directory} cannot be used: {error.strerror}") from None
         self.vms: dict[str, VmRecord] = {}
+        self._texts: dict[str, str] = {}  # of each as JSON: with 1,000 of them, making all anew is what costs
         self.agent_id = f"h-{new_session()}"
         self._load()
         self.outbox = Outbox(directory / "outbox")
@@ -83,16 +84,19 @@ class AgentState:
                 f"{file}: this is not a host agent's state ({error!r})", "remove it, or give another --state"
             ) from None
         self.vms = {record.instance: record for record in records}
+        self._texts = {record.instance: _text_of(record) for record in records}
 
     def keep(self, record: VmRecord) -> None:
         """Note a VM, or what has changed of it; on disk when this returns."""
         if self.vms.get(record.instance) != record:
             self.vms[record.instance] = record
+            self._texts[record.instance] = _text_of(record)
             self._save()
 
     def drop(self, instance: str) -> None:
         """The VM is no more."""
         if self.vms.pop(instance, None) is not None:
+            del self._texts[instance]
             self._save()
         for mark in self.marks(instance):
             mark.unlink(missing_ok=True)
@@ -106,8 +110,9 @@ class AgentState:
         return self.directory / "marks" / f"{instance}.{snapshot}"
 
     def _save(self) -> None:
-        value = {"format": FORMAT, "agent": self.agent_id, "vms": [attrs.asdict(vm) for vm in self.vms.values()]}
-        write_private(self.directory / "agent.json", json.dumps(value).encode("ascii"))
+        head = json.dumps({"format": FORMAT, "agent": self.agent_id})
+        text = f'{head[:-1]}, "vms": [{", ".join(self._texts.values())}]}}'
+        write_private(self.directory / "agent.json", text.encode("ascii"))
 
     def close(self, *, remove: bool = False) -> None:
         """Let another agent use it; `remove` when nothing in it will be asked for."""
@@ -115,6 +120,10 @@ class AgentState:
         os.close(self._lock)
         if remove:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _text_of(record: VmRecord) -> str:
+    return json.dumps(attrs.asdict(record))
 
 
 def open_state(directory: Path | None) -> AgentState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
@@ -20,6 +21,8 @@ from .forward import Forwarder
 from .report import BrokerReport
 from .settings import BrokerSettings
 
+DRAINS_AT_ONCE = 16  # queues that are emptied; with a thousand at a time a broker answers none in time
+DRAIN_AGAIN = 1.0  # seconds
 LOGIN_SECONDS = 30.0  # for a login to become free, or for the broker to be reached
 
 
@@ -47,6 +50,8 @@ class ExternalBroker:
         self._settings = settings
         # An agent that was killed may have left messages in any of the queues.
         self._states = dict.fromkeys(settings.guests, LoginState.DRAINING)
+        self._to_drain: deque[str] = deque()
+        self._draining: set[str] = set()
         self._waiters: list[Deferred[Credentials]] = []
         self._reactor = reactor
         self._forwarder = Forwarder(reactor)
@@ -71,9 +76,9 @@ class ExternalBroker:
         assert link is not None
         if link.address is not None:
             self._forwarder.lead_to(link.address.host, link.address.port)
-        for login, state in self._states.items():
-            if state is LoginState.DRAINING:
-                self._drain(login)
+        dirty = (login for login, state in self._states.items() if state is LoginState.DRAINING)
+        self._to_drain = deque(login for login in dirty if login not in self._draining)
+        self._drain_next()
 
     def take_login(self) -> Deferred[Credentials]:
         free = [login for login, state in self._states.items() if state is LoginState.FREE]
@@ -106,26 +111,34 @@ class ExternalBroker:
     def return_login(self, login: str) -> None:
         if self._states.get(login) is LoginState.USED:
             self._states[login] = LoginState.DRAINING
-            self._drain(login)
+            self._to_drain.append(login)
+            self._drain_next()
 
     def _credentials(self, login: str) -> Credentials:
         return Credentials(login, self._settings.guests[login])
 
-    def _drain(self, login: str) -> None:
+    def _drain_next(self) -> None:
         """The next guest must not read what was sent to this one. Without a connection it waits for the next."""
-        if self._link is None:
+        while self._link is not None and self._to_drain and len(self._draining) < DRAINS_AT_ONCE:
+            if not self._link.connected:
+                return
+            login = self._to_drain.popleft()
+            self._draining.add(login)
+            self._link.drain(messages.guest_queue(login)).addCallback(self._drained, login)
+
+    def _drained(self, empty: bool, login: str) -> None:
+        self._draining.discard(login)
+        if self._states[login] is LoginState.DRAINING and not empty:
+            self._log.debug("the queue of {login} could not be emptied yet", login=login)
+            self._to_drain.append(login)
+            self._reactor.callLater(DRAIN_AGAIN, self._drain_next)
             return
-
-        def drained(empty: bool) -> None:
-            if not empty:
-                self._log.debug("the queue of {login} could not be emptied yet", login=login)
-            elif self._states[login] is LoginState.DRAINING:
-                self._states[login] = LoginState.FREE
-                if self._waiters:
-                    self._states[login] = LoginState.USED
-                    self._waiters.pop(0).callback(self._credentials(login))
-
-        self._link.drain(messages.guest_queue(login)).addCallback(drained)
+        if self._states[login] is LoginState.DRAINING:
+            self._states[login] = LoginState.FREE
+            if self._waiters:
+                self._states[login] = LoginState.USED
+                self._waiters.pop(0).callback(self._credentials(login))
+        self._drain_next()
 
     def guest_brokers(self, gateway: str, port: int) -> tuple[BrokerAddress, ...]:
         """One place, under each name that a broker of the list may show."""

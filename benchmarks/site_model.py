@@ -1,0 +1,179 @@
+"""Past one machine, on paper: what 10,000 and 1,000,000 hosts ask of brokers, from costs that were measured on one.
+
+    python -m benchmarks.site_model            # the tables of docs/scale.md; a second
+    python -m benchmarks.site_model --set hours_per_day=24 --set tasks_per_hour=4
+
+Two things are simulated: a day's traffic, host by host (how long each computes is drawn), and the minutes after a
+broker's restart, second by second, with the link's own waits between attempts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections import Counter
+
+import attrs
+
+from common.broker_link import FIRST_WAIT, JITTER, MOST_WAIT, WAIT_FACTOR
+
+STOMP_BYTES = 190  # of a frame's own headers, both ways of a hop together
+SAMPLE = 20_000  # hosts whose day is drawn; more change the third digit
+STORM_MOST = 3600  # seconds that are looked at
+
+
+@attrs.frozen
+class Inputs:
+    """What was measured (docs/performance.md says by which command) and what is assumed of volunteers."""
+
+    # measured: bytes of a message without its frame
+    usage_bytes: int = 171
+    ack_bytes: int = 83
+    beacon_bytes: int = 183
+    command_bytes: int = 787  # RUN, STARTED, RESULT, CONFIRM
+    output_bytes: int = 647  # with 500 of a program's
+    # measured: requests of 200 B with replies, each acknowledged, 64 at a time (benchmark `broker`, busy machine)
+    activemq_requests_per_s: float = 3_700
+    rabbitmq_requests_per_s: float = 1_100
+    # measured: benchmark `broker`, 1,000 idle clients: growth for one
+    activemq_kb_per_client: float = 550
+    rabbitmq_kb_per_client: float = 180
+    # measured: benchmark `scale`: from connection to HELLO's answer, and what a host pays itself
+    joins_per_s: float = 30
+    host_cpu_ms_per_command: float = 1.0
+    host_idle_ms_per_minute: float = 6.0
+    # the protocol's own
+    usage_every_s: float = 0.5
+    beacon_every_s: float = 10.0
+    # assumed
+    hours_per_day: float = 10.0  # that a host computes, mean
+    tasks_per_hour: float = 0.5
+    commands_per_task: float = 3.0
+    outputs_per_task: float = 20.0
+    heap_gb: float = 8.0  # of a broker
+
+
+def day_of(hours: float, given: Inputs) -> tuple[float, float]:
+    """Messages and bytes of one host with one guest on a day when it computes so many hours."""
+    seconds = hours * 3600
+    tasks = hours * given.tasks_per_hour
+    usage = seconds / given.usage_every_s
+    beacons = seconds / given.beacon_every_s
+    commands, outputs = tasks * given.commands_per_task, tasks * given.outputs_per_task
+    acks = usage + 2 * commands + outputs  # each is alone: the next message comes later than an ACK waits
+    messages = usage + acks + beacons + 4 * commands + outputs
+    size = usage * given.usage_bytes + acks * given.ack_bytes + beacons * given.beacon_bytes
+    size += commands * given.command_bytes + outputs * given.output_bytes
+    return messages, size + messages * STOMP_BYTES
+
+
+def days(given: Inputs, seed: int = 1) -> tuple[float, float, float]:
+    """Mean messages, mean bytes and the 99th percentile of messages of a host's day."""
+    dice = random.Random(seed)  # noqa: S311
+    share = given.hours_per_day / 24
+    drawn = [day_of(24 * dice.betavariate(2 * share, 2 * (1 - share)), given) for _ in range(SAMPLE)]
+    counts = sorted(messages for messages, _ in drawn)
+    return sum(counts) / SAMPLE, sum(size for _, size in drawn) / SAMPLE, counts[int(SAMPLE * 0.99)]
+
+
+def storm(clients: int, per_s: float, seed: int = 1) -> tuple[int, int]:
+    """A broker is back: seconds until all clients are, and the most attempts in one second.
+
+    A broker takes so many connections in a second and refuses the others, which wait longer each time.
+    """
+    dice = random.Random(seed)  # noqa: S311
+    due: dict[int, Counter[float]] = {0: Counter({FIRST_WAIT: clients})}  # second: wait after a refusal → clients
+    left, most = clients, 0
+    for second in range(STORM_MOST):
+        now = due.pop(second, Counter())
+        attempts = sum(now.values())
+        most = max(most, attempts)
+        room = int(per_s)
+        for wait, count in sorted(now.items()):
+            taken = min(room, count * room // max(1, attempts) + 1, count)
+            room -= taken
+            left -= taken
+            _wait_again(due, second, wait, count - taken, dice)
+        if not left:
+            return second + 1, most
+    return STORM_MOST, most
+
+
+def _wait_again(due: dict[int, Counter[float]], second: int, wait: float, count: int, dice: random.Random) -> None:
+    """Spread refused clients over the seconds in which their waits end."""
+    least, most = second + wait * (1 - JITTER), second + wait * (1 + JITTER)
+    slots = range(max(second + 1, int(least)), max(second + 2, int(most) + 1))
+    share, rest = divmod(count, len(slots))
+    following = min(wait * WAIT_FACTOR, MOST_WAIT)
+    for slot in slots:
+        if share:
+            due.setdefault(slot, Counter())[following] += share
+    for _ in range(rest):
+        due.setdefault(dice.choice(slots), Counter())[following] += 1
+
+
+def report(given: Inputs) -> None:
+    messages, size, most = days(given)
+    print(f"one host: {messages:,.0f} messages a day (1 % have over {most:,.0f}), {size / 1e6:.1f} MB")
+    rate = messages / 86_400
+    print(
+        f"          {rate:.2f} messages a second on average; USAGE and its ACKs are {_usage_share(given):.0%} of them"
+    )
+    print()
+    print("| hosts | one broker for | messages/s for each | ActiveMQ: cores | memory | RabbitMQ: cores | memory |")
+    print("|---|---|---|---|---|---|---|")
+    for hosts in (10_000, 1_000_000):
+        for name, each in (("a host", 1), ("a site of 100", 100), ("10,000", 10_000), ("all", hosts)):
+            if each > hosts or (name == "all" and hosts == 10_000):
+                continue
+            load = rate * each
+            cells = [f"{hosts:,}", name, f"{load:,.1f}"]
+            for speed, memory in (
+                (given.activemq_requests_per_s, given.activemq_kb_per_client),
+                (given.rabbitmq_requests_per_s, given.rabbitmq_kb_per_client),
+            ):
+                # Two messages in a request and its reply, on two cores that the clients shared.
+                cells += [f"{load / speed:,.2f}", f"{2 * each * memory / 1e6:,.2f} GB"]
+            print(f"| {' | '.join(cells)} |")
+    print()
+    for name, speed, memory in (
+        ("ActiveMQ", given.activemq_requests_per_s, given.activemq_kb_per_client),
+        ("RabbitMQ", given.rabbitmq_requests_per_s, given.rabbitmq_kb_per_client),
+    ):
+        by_messages = speed * 2 / rate
+        by_memory = given.heap_gb * 1e6 / memory / 2
+        first = "messages" if by_messages < by_memory else "memory"
+        print(
+            f"{name} on two cores: {by_messages:,.0f} hosts by its messages, {by_memory:,.0f} by {given.heap_gb:g} GB "
+            f"of memory; {first} break first"
+        )
+    print()
+    print("| clients of a broker that restarts | all are back after | most attempts in a second |")
+    print("|---|---|---|")
+    for clients in (100, 1_000, 10_000, 100_000):
+        seconds, attempts = storm(clients, given.joins_per_s)
+        after = f"{seconds:,} s" if seconds < STORM_MOST else f"more than {STORM_MOST:,} s"
+        print(f"| {clients:,} | {after} | {attempts:,} |")
+
+
+def _usage_share(given: Inputs) -> float:
+    messages, _ = day_of(given.hours_per_day, given)
+    return 2 * given.hours_per_day * 3600 / given.usage_every_s / messages
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", action="append", default=[], metavar="INPUT=NUMBER", help="see the class Inputs")
+    changes: dict[str, float] = {}
+    for entry in parser.parse_args().set:
+        name, _, value = entry.partition("=")
+        if name not in attrs.fields_dict(Inputs):
+            parser.error(f"there is no input {name}; there are {', '.join(attrs.fields_dict(Inputs))}")
+        changes[name] = float(value)
+    report(attrs.evolve(Inputs(), **changes))  # type: ignore[arg-type]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
