@@ -9,9 +9,9 @@ BUILD := build
 PACKAGES := python3-venv qemu-system-x86 qemu-utils zstd mmdebstrap e2fsprogs lz4 cpio uidmap \
     mtools dosfstools syslinux syslinux-common grub-efi-amd64-bin
 # What tests and benchmarks need besides: the BOINC client and its library, external brokers, their certificates,
-# a browser, Prometheus, cctools, UEFI firmware, containers.
+# a browser, Prometheus, cctools, UEFI firmware, containers, ssh.
 TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server \
-    chromium fonts-dejavu-core prometheus coop-computing-tools ovmf umoci
+    chromium fonts-dejavu-core prometheus coop-computing-tools ovmf umoci openssh-client
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 

@@ -30,8 +30,8 @@ from benchmarks.roundtrip_host import FORWARDS, QGA_SOCKET
 from host_agent.control_client import ControlClient, parse_endpoint
 
 SHORT = bool(os.environ.get("VMWRAPPER_BENCH_SHORT"))
-ROUNDS = 12 if SHORT else 60
-ROUNDS_16 = 2 if SHORT else 8
+ROUNDS = 15 if SHORT else 40
+ROUNDS_16 = 2 if SHORT else 5
 AT_ONCE = 16
 PROGRAM = "/bin/true"
 DEADLINE = 300.0

@@ -32,14 +32,14 @@ from benchmarks.scale_guests import OUTPUT
 from host_agent.control_client import ControlClient, ControlError, parse_endpoint
 
 SHORT = bool(os.environ.get("VMWRAPPER_BENCH_SHORT"))
-SIZES = {10: 400, 50: 800} if SHORT else {10: 1000, 100: 2000, 1000: 10_000}  # guests: commands
+SIZES = {10: 300, 50: 600} if SHORT else {10: 1000, 100: 2000, 1000: 10_000}  # guests: commands
 BROKERS = ("embedded",) if SHORT else ("embedded", "activemq", "rabbitmq")
 IN_FLIGHT = 64
 JOINING = 32  # guests that start at a time
 SWARMS = 4  # processes of guests
 CHANGES = 10  # times that guests leave and others join, during the commands
 LEAVING = 0.01  # of all guests, each time
-IDLE_SECONDS = 2.0 if SHORT else 20.0
+IDLE_SECONDS = 0.5 if SHORT else 20.0
 DEADLINE = 600.0  # seconds for one phase
 START_DEADLINE = 300.0
 
