@@ -31,6 +31,7 @@ class GuestConfig:
     files: str
     secret: str = attrs.field(repr=False)
     dialect: Dialect = Dialect.STOMP
+    proxy: str = ""  # the way to the network, for programs; empty: there is none
 
     def to_json(self) -> bytes:
         value = {
@@ -44,6 +45,7 @@ class GuestConfig:
             "files": self.files,
             "secret": self.secret,
             "dialect": self.dialect.value,
+            "proxy": self.proxy,
         }
         return json.dumps(value).encode("utf-8")
 
@@ -65,6 +67,7 @@ class GuestConfig:
                 files=str(value["files"]),
                 secret=str(value["secret"]),
                 dialect=Dialect(value["dialect"]),
+                proxy=str(value.get("proxy", "")),
             )
         except OSError as error:
             raise ConfigError(

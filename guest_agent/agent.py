@@ -46,12 +46,18 @@ def build_guest_agent(reactor: Any, config: GuestConfig, home: Path) -> GuestAge
     broker = BrokerLink(reactor, config.brokers, config.credentials, [queue], events=agent, dialect=config.dialect)
     link = Link(reactor, new_session(), agent.transmit, agent.deliver)
     journal = Journal(state / GUEST_JOURNAL)
-    runner = Runner(reactor, home, journal, link, agent.keeper_lost)
+    runner = Runner(reactor, home, journal, link, agent.keeper_lost, _environment(config))
     copier = Copier(reactor, home, config.files, journal, link)
     presence = Presence(reactor, config.guest, runner.running, agent.beacon)
     agent.wire(broker, link, journal, runner, copier, presence)
     runner.connect(reactor, keeper_socket(home), ready=broker.start)
     return agent
+
+
+def _environment(config: GuestConfig) -> dict[str, str]:
+    """What all programs here are given besides: the way to the network, where there is one."""
+    names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    return dict.fromkeys(names, config.proxy) if config.proxy else {}
 
 
 class State(enum.Enum):

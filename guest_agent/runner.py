@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,17 @@ class Runner:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, home: Path, journal: Journal, link: Link, keeper_gone: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        home: Path,
+        journal: Journal,
+        link: Link,
+        keeper_gone: Callable[[], None],
+        environment: Mapping[str, str],
+    ) -> None:
+        """`environment`: of all programs, before a command's own."""
+        self._environment = environment
         self._reactor: IReactorTime = reactor
         self._keeper_gone = keeper_gone
         self.boot = ""  # the keeper's life, which is that of all programs here
@@ -144,7 +154,7 @@ class Runner:
                 "op": "spawn",
                 "id": command.run.command,
                 "argv": list(message.argv),
-                "env": dict(message.env),
+                "env": {**self._environment, **message.env},
                 "cwd": str(cwd),
                 "stdin": stdin,
                 "deadline": message.deadline_s,

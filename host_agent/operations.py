@@ -118,6 +118,7 @@ class Operations:
             memory_mb=_whole(args, "memory_mb"),
             cpus=_whole(args, "cpus"),
             deadline=_number(args, "deadline_s"),
+            network=bool(args.get("network")),
             watch=lambda state, reason: update("state", {"state": state, "reason": reason}),
         )
         return self._vms.describe(vm)
@@ -143,6 +144,8 @@ class Operations:
             self._vms.limit(vm, min(100.0, _number(args, "cpu_percent")))
         if "disk_mb" in args:
             vm.disk_mb = _whole(args, "disk_mb")
+        if "network" in args and vm.outward is not None:
+            vm.outward.switch(bool(args["network"]))
         return self._vms.describe(vm)
 
     async def save_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
@@ -251,9 +254,23 @@ class Operations:
             if stream and args.get(f"{name}_from") is not None:
                 for offset, data in output.replay(_whole(args, f"{name}_from")):
                     update("output", {"stream": name, "offset": offset, "bytes": data})
+
+        def tell(name: str, data: dict[str, Any]) -> None:
+            if name == "usage":
+                data = {**data, **self._used_by(command.about["vm"])}
+            if stream or name != "output":
+                update(name, data)
+
         if not command.ended:
-            command.watchers.append(lambda name, data: update(name, data) if stream or name != "output" else None)
+            command.watchers.append(tell)
         return command.wait().addCallback(_describe_result)
+
+    def _used_by(self, name: str) -> dict[str, Any]:
+        """What its VM has to do with this host now; its process is another one after a restore."""
+        vm = self._vms.get(name)
+        if vm is None:
+            return {}
+        return {"vm_pid": vm.machine.pid if vm.machine is not None else None, **vm.traffic()}
 
     def signal(self, args: dict[str, Any], update: Update) -> None:
         self._commands.signal(self._command(args), _text(args, "signal"))

@@ -42,6 +42,7 @@ class VmRecord:
     secret: str = attrs.field(repr=False)
     epoch: int
     boot: str = ""
+    network: bool = False  # it has a way out
 
 
 class AgentState:

@@ -43,12 +43,14 @@ from .hypervisors.base import (
 )
 from .hypervisors.images import NO_IMAGE, Image, image_for, load_image
 from .once import Once
+from .outward import Outward
 from .requests import Requests
 from .state import AgentState, VmRecord
 from .trouble import Stall, Troubles, Watched, keep_console, keep_what_is_left
 
 BROKER_PORT = 61613  # as guests see them, at the hypervisor's gateway
 FILES_PORT = 61614
+OUTWARD_PORT = 61615
 START_DEADLINE = 180.0  # seconds from the start to the agent's HELLO
 CONSOLE_LINES = 12
 PROGRESS_EVERY = 15.0  # seconds between words about a start that takes long
@@ -102,6 +104,8 @@ class VirtualMachine:
     ticket: Ticket | None = attrs.field(default=None, repr=False)
     cpu_share: float = 1.0
     disk_mb: int = 0  # that it may use on this host; 0: no limit
+    outward: Outward | None = None  # its way to the network
+    began: float = 0.0
     ending: bool = False
     adopting: bool = False  # what happened to it before is not news, and it may go back to a snapshot
     going_back: bool = False  # it ended by itself, and is on its way back to a checkpoint
@@ -117,7 +121,12 @@ class VirtualMachine:
         """Whether its agent has answered once, to us or to an earlier host agent."""
         return self.starting is None
 
-    def describe(self, commands: int) -> dict[str, Any]:
+    def traffic(self) -> dict[str, int]:
+        """Bytes through its way out."""
+        outward = self.outward
+        return {"sent_bytes": outward.sent if outward else 0, "received_bytes": outward.received if outward else 0}
+
+    def describe(self, commands: int, now: float) -> dict[str, Any]:
         """As `docs/control.md` has it."""
         guest, machine = self.guest, self.machine
         state = machine.state if machine is not None else MachineState.DEFINED
@@ -134,6 +143,9 @@ class VirtualMachine:
             "cpus": self.cpus,
             "pid": machine.pid if machine is not None else None,
             "cpu_s": machine.cpu_seconds() if machine is not None else 0.0,
+            "paused_s": guest.stood_still(now),
+            "wall_s": now - self.began,
+            **self.traffic(),
             "agent_version": guest.agent_version,
             "epoch": guest.epoch,
             "load": None if guest.beacon is None else guest.beacon.load,
@@ -183,7 +195,7 @@ class VirtualMachines:
         return self._vms.get(name)
 
     def describe(self, vm: VirtualMachine) -> dict[str, Any]:
-        return vm.describe(self._requests.running_in(vm.guest))
+        return vm.describe(self._requests.running_in(vm.guest), self._clock.seconds())
 
     async def start(
         self,
@@ -194,6 +206,7 @@ class VirtualMachines:
         memory_mb: int = 0,
         cpus: int = 0,
         deadline: float = 0.0,
+        network: bool = False,
         watch: StateUpdate,
     ) -> VirtualMachine:
         """Make a VM from an image and wait for its agent; whoever asks again meanwhile waits for the same VM.
@@ -225,6 +238,8 @@ class VirtualMachines:
             memory_mb or image.memory_mb,
             cpus or 1,
             directory,
+            outward=Outward(self._clock) if network else None,
+            began=self._clock.seconds(),
             watchers=[watch],
         )
         self._vms[name] = vm
@@ -298,6 +313,7 @@ class VirtualMachines:
                 secret=guest.identity.secret,
                 epoch=guest.epoch,
                 boot=guest.boot,
+                network=vm.outward is not None,
             )
         )
 
@@ -321,6 +337,8 @@ class VirtualMachines:
                 vm = VirtualMachine(
                     record.name, image, guest, self._hypervisor.name, record.memory_mb, record.cpus, directory
                 )
+                vm.outward = Outward(self._clock) if record.network else None
+                vm.began = self._clock.seconds()
                 vm.adopting, vm.starting = True, None
                 self._vms[vm.name] = vm
                 vm.ticket = self._admission.again(record.instance, record.memory_mb, record.cpus)
@@ -375,7 +393,11 @@ class VirtualMachines:
             secret=vm.guest.identity.secret,
             files=f"http://{gateway}:{FILES_PORT}",
             dialect=self._broker.dialect,
+            proxy=f"http://{gateway}:{OUTWARD_PORT}" if vm.outward is not None else "",
         )
+        services = self._services_for(vm.guest)
+        if vm.outward is not None:
+            services[OUTWARD_PORT] = vm.outward
 
         def changed(state: MachineState, reason: str) -> None:
             self._state_changed(vm, state, reason)
@@ -387,7 +409,7 @@ class VirtualMachines:
             directory=vm.directory,
             memory_mb=vm.memory_mb,
             cpus=vm.cpus,
-            services=self._services_for(vm.guest),
+            services=services,
             guest_config=config.to_json(),
             on_state=changed,
             cpu_share=vm.cpu_share,
@@ -479,6 +501,8 @@ class VirtualMachines:
 
     async def _stop(self, vm: VirtualMachine, reason: str) -> None:
         vm.ending = True
+        if vm.outward is not None:
+            vm.outward.switch(False)
         if vm.guest.presence is not Presence.GONE:
             sentence = f"The VM {vm.name} is gone: {reason}"
             self._guests.forget(vm.guest, sentence)

@@ -67,6 +67,7 @@ class GuestSteps:
     _epoch: int = 0  # of the VM, as the steps know it
     _cpu_s: float = 0.0
     _fraction: float = 0.0
+    _traffic: tuple[float, float] = (0.0, 0.0)
     _stderr_start: int = 0
     _is_left: bool = False  # the next wrapper goes on with it
     _retried: bool = False  # a VM failed, and the task has begun anew in another one
@@ -231,10 +232,6 @@ class GuestSteps:
         record = self._record()
         if self._started and record is not None:
             self._tell("signal", {"command": record.command, "signal": name})
-
-    def _tell_limits(self) -> None:
-        self._told = self.wishes.limits
-        self._tell("limit_vm", {**self._vm(), **attrs.asdict(self._told)})
 
     def _tell(self, call: str, args: Mapping[str, Any]) -> None:
         """A request whose failure changes nothing here: what it was for then shows in the task itself."""

@@ -59,8 +59,9 @@ class GuestTask(GuestSteps):
             raise self._error
         if client is not None and client is not self._client:
             self._begin(client)
-        if self.state in IN_VM and self.wishes.limits != self._told:
-            self._tell_limits()
+        if self.state in IN_VM and (wanted := self.wishes.of(self.task.network)) != self._told:
+            self._told = wanted
+            self._tell("limit_vm", {**self._vm(), **attrs.asdict(wanted)})
         self._advance()
         if self._error is not None:
             raise self._error
@@ -134,6 +135,9 @@ class GuestTask(GuestSteps):
     def other_pid(self) -> int:
         return self._vm_pid
 
+    def traffic(self) -> tuple[float, float]:
+        return self._traffic
+
     def error_tail(self) -> str:
         name = self.task.stderr_filename
         return tail(resolve_path(self.slot, name), self._stderr_start) if name else ""
@@ -194,6 +198,7 @@ class GuestTask(GuestSteps):
             "image": image,
             "memory_mb": task.memory_mb,
             "cpus": task.cpus,
+            "network": task.network,
             "directory": str(self.slot),
             "deadline_s": START_DEADLINE_S,
         }
@@ -277,6 +282,8 @@ class GuestTask(GuestSteps):
             self._fraction = min(1.0, max(0.0, number(data.get("fraction"))))
         elif name == "usage":
             self._cpu_s = max(self._cpu_s, self._before_s + number(data.get("cpu_s")))
+            self._vm_pid = int(number(data.get("vm_pid"))) or self._vm_pid
+            self._traffic = (number(data.get("sent_bytes")), number(data.get("received_bytes")))
         elif name == "rolled_back":
             self.log.say(f"{self.task.title}: its virtual machine failed, and went back to its last checkpoint")
             self._cpu_s, self._fraction = self.counted_s, 0.0

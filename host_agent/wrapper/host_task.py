@@ -219,6 +219,9 @@ class HostTask:
     def other_pid(self) -> int:
         return 0  # all of its processes are below ours
 
+    def traffic(self) -> tuple[float, float]:
+        return (0.0, 0.0)  # its program may tell the client itself
+
     def error_tail(self) -> str:
         name = self.task.stderr_filename
         return tail(resolve_path(self.slot, name), self._stderr_start) if name else ""

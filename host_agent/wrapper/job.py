@@ -54,6 +54,7 @@ class Task:
     image: str = ""
     memory_mb: int = 0  # 0: the image's own
     cpus: int = 0  # 0: the host agent's default
+    network: bool = False  # the VM gets a way out
     copy_app_to_vm: bool = False
     copy_stdin_to_vm: bool = False
     copy_files_to_vm: tuple[str, ...] = ()

@@ -42,6 +42,7 @@ TASK_TAGS = {
         Tag("image", "image", Type.TEXT, vm_only=True),
         Tag("memory_mb", "memory_mb", Type.COUNT, vm_only=True),
         Tag("cpus", "cpus", Type.COUNT, vm_only=True),
+        Tag("network", "network", Type.BOOL, vm_only=True),
         Tag("application", "application", Type.TEXT),
         Tag("copy_app_to_VM", "copy_app_to_vm", Type.SEED_BOOL, vm_only=True),
         Tag("copy_stdin_to_VM", "copy_stdin_to_vm", Type.SEED_BOOL, vm_only=True),

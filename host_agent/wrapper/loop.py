@@ -68,6 +68,7 @@ class TaskLoop:
     def follow_client(self, step: Step | None = None) -> None:
         """Suspend, resume or end the tasks as the client, or a signal, says. Raises QuitError."""
         self.status = status = self.runtime.poll()
+        self.wishes.follow_network(status)
         if self.events.quit_signal:
             raise QuitError(self.events.quit_signal)
         if status.quit_reason:

@@ -41,6 +41,8 @@ class Now:
     weight: float = 0.0  # of what is done of the tasks that run
     title: str = ""  # what runs
     other_pid: int = 0  # a process that is not below ours and works for us
+    sent_bytes: float = 0.0
+    received_bytes: float = 0.0
 
 
 @attrs.define(eq=False)
@@ -84,7 +86,14 @@ class Progress:
         cpu_s, title = now.cpu_s, now.title
         done = sum(each.weight for each in self.job.tasks[: self.checkpoint.tasks_done])
         self.fraction = (done + now.weight) / self.job.total_weight
-        self.runtime.report(cpu_s, self.checkpoint.cpu_s, self.fraction, other_pid=now.other_pid)
+        self.runtime.report(
+            cpu_s,
+            self.checkpoint.cpu_s,
+            self.fraction,
+            other_pid=now.other_pid,
+            bytes_sent=now.sent_bytes,
+            bytes_received=now.received_bytes,
+        )
         run_time = self.clock.tick()
         self.trickles.tick(self.work(cpu_s))
         if self.job.enable_graphics_support:

@@ -163,7 +163,9 @@ class Step:
         titles = ", ".join(member.task.title for member in active)
         # The client's protocol has room for one process: it does not take that one's CPU time for the volunteer's.
         pid = next((pid for member in active if (pid := member.running.other_pid())), 0)
-        return Now(self.cpu_seconds(), weight, titles, pid)
+        traffic = [member.running.traffic() for member in self.members]
+        sent, received = sum(each[0] for each in traffic), sum(each[1] for each in traffic)
+        return Now(self.cpu_seconds(), weight, titles, pid, sent, received)
 
     def enforce_limits(self) -> bool:
         """End tasks whose time is over; whether one was ended now."""

@@ -127,6 +127,9 @@ class RunningTask(Protocol):
     def other_pid(self) -> int:
         """A process that is not below the wrapper and belongs to the task: a virtual machine's; 0: none."""
 
+    def traffic(self) -> tuple[float, float]:
+        """Bytes that it has sent to and received from the network, as far as that is known."""
+
     def error_tail(self) -> str:
         """The last lines that it wrote to a standard error file of its own."""
 

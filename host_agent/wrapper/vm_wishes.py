@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import attrs
 
-from .boinc.runtime import InitData
+from .boinc.runtime import InitData, Status
 
 OF_DISK_BOUND = 0.9  # at all of it the client aborts the job
 _MB = 1 << 20
@@ -22,6 +22,7 @@ class VmLimits:
 
     cpu_percent: float = 0.0  # 0: no limit
     disk_mb: int = 0
+    network: bool = False
 
 
 @attrs.define(eq=False)
@@ -30,11 +31,20 @@ class VmWishes:
 
     limits: VmLimits = VmLimits()
 
+    def of(self, network: bool) -> VmLimits:
+        """Those of a VM that may use the network, or may not."""
+        return attrs.evolve(self.limits, network=self.limits.network and network)
+
+    def follow_network(self, status: Status) -> None:
+        """The client's network, as it is just now."""
+        self.limits = attrs.evolve(self.limits, network=not status.network_suspended)
+
     def follow(self, given: InitData) -> None:
         """The client's settings, at the start and whenever they change."""
         percent = given.preferences.cpu_usage_percent
         ours = "vbox" in given.plan_class or bool(given.gpu_type) or 0 < given.ncpus < 1
-        self.limits = VmLimits(
+        self.limits = attrs.evolve(
+            self.limits,
             cpu_percent=percent if ours and 0 < percent < 100 else 0.0,
             disk_mb=int(given.disk_bound * OF_DISK_BOUND) // _MB,
         )

@@ -159,6 +159,28 @@ async def test_cpu_time_and_fraction_done_are_told_while_it_runs(laptop: Laptop)
 
 
 @pytest_twisted.ensureDeferred
+async def test_the_way_to_the_network_is_named_and_closed_until_it_is_opened(laptop: Laptop, tmp_path: Path) -> None:
+    ask = (
+        "import os, urllib.request as r\n"
+        "assert os.environ['http_proxy'] == os.environ['https_proxy']\n"
+        "try: r.urlopen('http://192.0.2.7/', timeout=10)\n"
+        "except Exception as e: print(getattr(e, 'code', 'no'))\n"
+    )
+    assert (await within(laptop.run(sys.executable, "-c", ask)))["exit_code"] == 1
+    assert b"KeyError" in laptop.output("stderr"), "without it nothing is named"
+    start = {"vm": "net", "directory": str(tmp_path / "vms"), "network": True, "deadline_s": 30}
+    await within(laptop.operations.start_vm(start, lambda name, data: None))
+    for limits, expected in (({}, b"no"), ({"network": True}, b"403"), ({"network": False}, b"no")):
+        laptop.operations.limit_vm({"vm": "net", **limits}, lambda name, data: None)
+        laptop.events.clear()
+        await within(laptop.run(sys.executable, "-c", ask, vm="net"))
+        assert laptop.output() == b"%b\n" % expected, laptop.output("stderr")
+    (described,) = [vm for vm in laptop.operations.vms({}, lambda n, d: None)["vms"] if vm["vm"] == "net"]
+    assert described["sent_bytes"] > 50
+    assert described["wall_s"] > 0 and described["paused_s"] == 0
+
+
+@pytest_twisted.ensureDeferred
 async def test_the_agent_can_be_killed_while_a_command_runs(laptop: Laptop) -> None:
     """Its keeper goes on; a new agent finds the command, and the output has neither gap nor repeat."""
     started: Deferred[None] = Deferred()

@@ -138,7 +138,7 @@ async def test_crashes_in_a_row_lead_to_the_checkpoint_before_and_then_to_the_en
     await box.crash()
     assert len(box.restored) == 5
     assert command.result.outcome == "lost"
-    assert box.vm.describe(0)["state"] == "crashed"
+    assert box.vm.describe(0, 0.0)["state"] == "crashed"
 
 
 @pytest_twisted.ensureDeferred

@@ -188,6 +188,27 @@ def test_the_clients_limits_reach_the_vm(slot: Path, monkeypatch: pytest.MonkeyP
     assert limits()[0]["disk_mb"] == 1716
 
 
+def test_the_clients_network_is_the_vms(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed while the client's network is suspended, open when it is not: in a running VM, for a job that wants it."""
+    more = f"until [ -e {slot.parent}/go ]; do sleep 0.05; done; exit"
+    (slot / "worker.sh").write_text(WORKER.replace("exit", more))
+    (slot / "job.xml").write_text(JOB.replace("<application>", "<network>1</network><application>"))
+    wrapper = build(slot)
+
+    def told() -> list[bool]:
+        found = (slot.parent / "calls").exists()
+        return [args["network"] for call, args in calls(slot) if call == "limit_vm"] if found else []
+
+    def wish() -> Status:
+        if len(told()) == 3:
+            (slot.parent / "go").touch()
+        return Status(network_suspended=len(told()) == 1)
+
+    assert with_client(wrapper, Client(slot, wish), monkeypatch) == 0
+    assert told() == [True, False, True]
+    assert next(args for call, args in calls(slot) if call == "start_vm")["network"] is True
+
+
 @pytest.mark.parametrize(
     ("given", "percent"),
     [

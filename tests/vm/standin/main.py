@@ -5,13 +5,16 @@ Runs inside the guest with the standard library alone; answers with one line of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import select
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 SERVICE = ("10.0.2.100", 61613)
@@ -119,6 +122,73 @@ def do_reach(kind: str, host: str, port: str) -> str:
             return "open"
         except OSError as error:
             return type(error).__name__
+
+
+def do_ping(host: str) -> str:
+    """What becomes of an ICMP echo request: "answer", or the error's name."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as one:
+        one.settimeout(1)
+        head = b"\x08\0%b\0\x07\0\x01"  # an echo request; the kernel fills in its own id
+        packet = head % b"\0\0"
+        total = sum(packet[place] << 8 | packet[place + 1] for place in range(0, len(packet), 2))
+        packet = head % (0xFFFF - total % 0xFFFF).to_bytes(2, "big")
+        try:
+            one.sendto(packet, (host, 0))
+            return "answer" if one.recv(64)[0] == 0 else "another message"
+        except OSError as error:
+            return type(error).__name__
+
+
+HEARD: list[str] = []
+
+
+def do_listen(port: str) -> bool:
+    """Note whoever comes to a port from now on, TCP or UDP."""
+    tcp = socket.create_server(("", int(port)), backlog=16)
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("", int(port)))
+    threading.Thread(target=hear, args=["tcp", tcp.accept], daemon=True).start()
+    threading.Thread(target=hear, args=["udp", lambda: udp.recv(64)], daemon=True).start()
+    return True
+
+
+def hear(kind: str, listen: Callable[[], object]) -> None:
+    while True:
+        listen()
+        HEARD.append(kind)
+
+
+def do_heard() -> list[str]:
+    return HEARD
+
+
+def do_knock(port: str) -> list[str]:
+    """Try a port at every address of the network, and call out to all; those that opened, but for our own."""
+    ones: dict[int, tuple[str, socket.socket]] = {}
+    for number in range(1, 255):
+        address = f"10.0.2.{number}"
+        one = socket.socket()
+        one.setblocking(False)
+        one.connect_ex((address, int(port)))
+        ones[one.fileno()] = (address, one)
+    opened = []
+    waiting = select.poll()
+    for descriptor in ones:
+        waiting.register(descriptor, select.POLLOUT)
+    until = time.monotonic() + 2
+    while ones and (left := until - time.monotonic()) > 0:
+        for descriptor, _ in waiting.poll(left * 1000):
+            waiting.unregister(descriptor)
+            address, one = ones.pop(descriptor)
+            if one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                opened.append(address)
+            one.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for address in ("10.0.2.255", "255.255.255.255", "224.0.0.1"):
+            with contextlib.suppress(OSError):
+                one.sendto(b"hello", (address, int(port)))
+    return opened
 
 
 def do_echo(count: str) -> list[bool]:
