@@ -9,9 +9,9 @@ BUILD := build
 PACKAGES := python3-venv qemu-system-x86 qemu-utils zstd mmdebstrap e2fsprogs lz4 cpio uidmap \
     mtools dosfstools syslinux syslinux-common grub-efi-amd64-bin
 # What tests and benchmarks need besides: the BOINC client and its library, external brokers, their certificates,
-# a browser, Prometheus, cctools, UEFI firmware, containers, ssh.
+# a browser, Prometheus, cctools, UEFI firmware, containers, ssh, wine.
 TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server \
-    chromium fonts-dejavu-core prometheus coop-computing-tools ovmf umoci openssh-client
+    chromium fonts-dejavu-core prometheus coop-computing-tools ovmf umoci openssh-client wine64
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 

@@ -70,7 +70,47 @@ def accounts(proc: Path = Path("/proc")) -> Accounts:
         home = own_group()
         if home is not None and os.access(home.parent / "cgroup.procs", os.W_OK):
             return CgroupAccounts(home, home.parent, ProcessAccounts(proc))
+    if os.name == "nt":
+        return JobAccounts()
     return ProcessAccounts(proc)
+
+
+class JobAccounts:
+    """A job object of Windows for each program; it is made by whoever starts the program (`direct.py`)."""
+
+    def open(self, command: str) -> Account:
+        return JobAccount(f"Local\\vmwrapper-{os.getpid()}-{command}")
+
+    def find(self, place: str, pid: int) -> Account:
+        return JobAccount(place)
+
+
+class JobAccount:
+    """`place` is the job object's name."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def starting(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def started(self, pid: int) -> None:
+        pass  # it was put into the job before its first instruction
+
+    def used(self) -> Used:
+        from common.windows_job import Job
+
+        try:
+            job = Job(self.place, existing=True)
+        except OSError:
+            return Used()  # it is closed when the program's end was told
+        try:
+            return Used(*job.cpu_times(), job.resident_bytes())
+        finally:
+            job.close()
+
+    def close(self) -> None:
+        pass
 
 
 class CgroupAccounts:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import mmap
+import os
 import socket
 import struct
 import threading
@@ -323,6 +324,10 @@ class _Stream:
         # All that came with the headers, and lies in the response's buffer now.
         self._head = memoryview(response.read1(io.DEFAULT_BUFFER_SIZE))
         self._socket = sock
+        self._wait_all = 0 if os.name == "nt" else socket.MSG_WAITALL
+        if not self._wait_all:  # Windows has these options under other meanings, or not
+            sock.settimeout(TIMEOUT)
+            return
         # With Python's own timeout the socket would not block, and MSG_WAITALL do nothing.
         sock.settimeout(None)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(TIMEOUT), 0))
@@ -332,10 +337,11 @@ class _Stream:
         filled = min(len(view), len(self._head))
         view[:filled] = self._head[:filled]
         self._head = self._head[filled:]
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1 if last else WAKE)
+        if self._wait_all:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1 if last else WAKE)
         try:
             while filled < len(view):
-                count = self._socket.recv_into(view[filled:], 0, socket.MSG_WAITALL)
+                count = self._socket.recv_into(view[filled:], 0, self._wait_all)
                 if not count:
                     raise ConnectionError("the stream ended early")
                 filled += count

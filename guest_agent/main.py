@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     home: Path = options.home.absolute()
     state = home / GUEST_STATE
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _ensure_keeper(keeper_socket(home))  # forked now, while this process is small and has no threads
+    if hasattr(os, "fork"):
+        _ensure_keeper(keeper_socket(home))  # forked now, while this process is small and has no threads
     return _run_agent(options.config, home, options.host_line, options.log_format, options.debug)
 
 

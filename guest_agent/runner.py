@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.interfaces import IReactorTime, IReactorUNIX
@@ -57,6 +57,12 @@ class _Command:
     last_usage: Usage | None = None
 
 
+class KeeperConnection(Protocol):
+    """Whoever starts the programs: the keeper behind its socket, or `direct.DirectKeeper`."""
+
+    def tell(self, head: dict[str, Any]) -> None: ...
+
+
 class Runner:
     """Runs commands below `home` and tells the host through `link`."""
 
@@ -80,7 +86,7 @@ class Runner:
         self._journal = journal
         self._link = link
         self._commands: dict[str, _Command] = {}
-        self._keeper: _KeeperConnection | None = None
+        self._keeper: KeeperConnection | None = None
         self._accounts = accounts()
         self._usage = LoopingCall(self._look_at_usage)
         self._usage.clock = reactor
@@ -92,9 +98,14 @@ class Runner:
 
     def connect(self, reactor: IReactorUNIX, path: Path, ready: Callable[[], None]) -> None:
         """Connect to the keeper; `ready` is called when it has told what it holds. Retries while it starts."""
+        if not hasattr(os, "fork"):
+            from .direct import DirectKeeper
+
+            DirectKeeper(reactor, self, self._accounts).begin(ready)
+            return
         reactor.connectUNIX(str(path), _KeeperFactory(self, ready, self._reactor))
 
-    def keeper_state(self, connection: _KeeperConnection, keeper_id: str, commands: list[dict[str, Any]]) -> None:
+    def keeper_state(self, connection: KeeperConnection, keeper_id: str, commands: list[dict[str, Any]]) -> None:
         """The keeper's first words: who it is, and what it holds from before this agent was started."""
         self._keeper = connection
         self.boot = keeper_id

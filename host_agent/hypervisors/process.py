@@ -90,6 +90,11 @@ class ProcessMachine:
         """The guest's home directory."""
         return self.spec.directory / "home"
 
+    @staticmethod
+    def shown(path: Path) -> str:
+        """A path as the agent's system writes it."""
+        return str(path)
+
     @property
     def pid(self) -> int | None:
         return self._process.pid
@@ -104,7 +109,7 @@ class ProcessMachine:
         write_private(config, self._config())
         write_private(self.spec.directory / PLACES, json.dumps(self._places).encode("ascii"))
         program = shlex.split(os.environ.get(AGENT, "")) or [sys.executable, "-m", "guest_agent"]
-        agent = [*program, "--config", str(config), "--home", str(self.home)]
+        agent = [*program, "--config", self.shown(config), "--home", self.shown(self.home)]
         if setpriv := shutil.which("setpriv"):
             agent = [setpriv, "--pdeathsig", "KILL", "--", *agent]  # when the leash gives its process 1 up
         env = ["/usr/bin/env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", f"PYTHONPATH={ROOT}", f"HOME={self.home}"]

@@ -26,11 +26,12 @@ class AgentProcess:
     folder: Path
     options: tuple[str, ...] = ()
     hypervisor: str = "process"
+    module: str = "host_agent.main"
     process: subprocess.Popen[bytes] | None = None
     client: ControlClient | None = None
 
     def start(self) -> ControlClient:
-        argv = [sys.executable, "-m", "host_agent.main", "--hypervisor", self.hypervisor]
+        argv = [sys.executable, "-m", self.module, "--hypervisor", self.hypervisor]
         argv += ["--state", str(self.folder / "state"), *self.options]
         env = {**os.environ, "VMWRAPPER_RUNTIME": str(self.folder / "run")}
         with (self.folder / "agent.log").open("ab") as log:
