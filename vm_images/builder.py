@@ -103,7 +103,7 @@ def build_from_container(
     wheels = step("agent's libraries", lambda: wheels_layer(cache, recipe.python, recipe.architecture))
     frozen_key, frozen = step("agent", lambda: frozen_layer(cache, recipe, debian, wheels, sources))
     boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian))
-    mine = [(Path(__file__).parent / file).read_bytes() for file in (*_OURS, "oci.py", "guest/init")]
+    mine = [(Path(__file__).parent / file).read_bytes() for file in (*_OURS, "oci.py", "oci_archive.py", "guest/init")]
     digest = digest_of(["container", content, repr(recipe), frozen_key, boot_key, *mine])
 
     def make(place: Path) -> None:

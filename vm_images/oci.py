@@ -7,34 +7,25 @@ errors. Extended attributes are left out.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import json
 import lzma
-import os
 import shlex
 import tarfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import attrs
 
-from .tools import SOURCE_DATE_EPOCH, BuildError, run
+from .oci_archive import MOST_BYTES, MOST_JSON, MOST_LINKS, BoundedInfo, HostileArchive, open_image, unpack_layer
+from .tools import SOURCE_DATE_EPOCH, BuildError
 
-MOST_JSON = 4 << 20  # bytes of a manifest or configuration
-MOST_LAYERS = 256
-MOST_ENTRIES = 1_000_000
-MOST_BYTES = 64 << 30  # of all files of all layers
+MOST_ENTRIES = 500_000
+MOST_DEPTH = 200  # directories in one another
 MOST_NAME = 4096
-MOST_LINKS = 40  # that one path may lead through
-MOST_RATIO = 2000  # of a layer's content to its compressed size, above the first GiB
 PROGRAMS = "usr/lib/vmwrapper/bin"
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
-_GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 
 
 @attrs.frozen
@@ -78,19 +69,14 @@ class _Node:
         return self.info.isdir()
 
 
-class HostileArchive(BuildError):
-    def __init__(self, what: str) -> None:
-        super().__init__(f"the container's archive is refused: {what}")
-
-
 def merge_container(archive: Path, target: Path, ours: dict[str, tuple[int, bytes]], work: Path) -> Container:
     """Write the merged tree to the tar archive `target`, with `ours` on top: modes and contents by name."""
     try:
-        with tarfile.open(archive, "r:*") as outer:
-            config, layers = _open_image(outer)
+        with tarfile.open(archive, "r:*", tarinfo=BoundedInfo) as outer:
+            config, layers = open_image(outer)
             paths = []
             for number, (name, digest) in enumerate(layers):
-                paths.append(_unpack_layer(outer, name, digest, work / f"layer-{number}"))
+                paths.append(unpack_layer(outer, name, digest, work / f"layer-{number}"))
         root = _merge(paths)
         container = _describe(config, root, paths)
         extra = {**ours, **container.extra()}
@@ -109,124 +95,6 @@ def merge_container(archive: Path, target: Path, ours: dict[str, tuple[int, byte
     return container
 
 
-# -- the image
-
-
-def _open_image(outer: tarfile.TarFile) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Its configuration, and its layers: name in the archive and digest of what is unpacked."""
-    names = {member.name.removeprefix("./") for member in outer.getmembers()}
-    if "index.json" in names and "oci-layout" in names:
-        index = _json(outer, "index.json")
-        if len(index["manifests"]) != 1:
-            raise BuildError("the OCI archive has several images, and one is needed", "save one image alone")
-        manifest = _blob_json(outer, index["manifests"][0]["digest"])
-        if "manifests" in manifest:
-            fitting = [
-                each for each in manifest["manifests"] if each.get("platform", {}).get("architecture") == "amd64"
-            ]
-            if not fitting:
-                raise BuildError("the OCI archive has no image for amd64")
-            manifest = _blob_json(outer, fitting[0]["digest"])
-        config = _blob_json(outer, manifest["config"]["digest"])
-        blobs = [_blob(each["digest"]) for each in manifest["layers"]]
-    elif "manifest.json" in names:
-        (saved,) = _json(outer, "manifest.json")
-        config = _json(outer, saved["Config"])
-        blobs = list(saved["Layers"])
-    else:
-        raise BuildError("the archive has neither an index.json nor a manifest.json: it is no container's")
-    digests = config["rootfs"]["diff_ids"]
-    if len(blobs) != len(digests) or len(blobs) > MOST_LAYERS:
-        raise HostileArchive(f"it has {len(blobs)} layers and {len(digests)} digests of layers")
-    if config.get("architecture", "amd64") != "amd64":
-        raise BuildError(f"the container is for {config['architecture']}, and images are built for amd64")
-    return config, list(zip(blobs, digests, strict=True))
-
-
-def _blob(digest: str) -> str:
-    kind, _, value = digest.partition(":")
-    if kind != "sha256" or len(value) != 64 or not all(c in "0123456789abcdef" for c in value):
-        raise HostileArchive(f"{digest[:80]!r} is no SHA-256")
-    return f"blobs/sha256/{value}"
-
-
-def _blob_json(outer: tarfile.TarFile, digest: str) -> dict[str, Any]:
-    name = _blob(digest)
-    content = _read(outer, name)
-    if hashlib.sha256(content).hexdigest() != name.rpartition("/")[2]:
-        raise HostileArchive(f"{name} was altered: its digest is another")
-    value: dict[str, Any] = json.loads(content)
-    return value
-
-
-def _json(outer: tarfile.TarFile, name: str) -> Any:
-    return json.loads(_read(outer, name))
-
-
-def _member(outer: tarfile.TarFile, name: str) -> tarfile.TarInfo:
-    for _ in range(MOST_LINKS):
-        try:
-            member = outer.getmember(name)
-        except KeyError:
-            member = outer.getmember(f"./{name}")
-        if not member.issym():
-            break
-        name = os.path.normpath(f"{os.path.dirname(name)}/{member.linkname}")  # noqa: PTH120
-    if not member.isfile():
-        raise HostileArchive(f"{name} is no file")
-    return member
-
-
-def _read(outer: tarfile.TarFile, name: str) -> bytes:
-    member = _member(outer, name)
-    source = outer.extractfile(member)
-    if member.size > MOST_JSON or source is None:
-        raise HostileArchive(f"{name} has {member.size} bytes, which no description needs")
-    return source.read()
-
-
-def _unpack_layer(outer: tarfile.TarFile, name: str, digest: str, target: Path) -> Path:
-    """The layer, not compressed, in a file of its own; its digest is checked."""
-    member = _member(outer, name)
-    source = outer.extractfile(member)
-    assert source is not None
-    total, size, most = hashlib.sha256(), 0, max(1 << 30, member.size * MOST_RATIO)
-    with target.open("wb") as file, _decompressed(source, target) as plain:
-        while block := plain.read(1 << 20):
-            size += len(block)
-            if size > min(most, MOST_BYTES):
-                raise HostileArchive(f"the layer {name} unpacks to more than {size} bytes from {member.size}")
-            total.update(block)
-            file.write(block)
-    if f"sha256:{total.hexdigest()}" != digest:
-        raise HostileArchive(f"the layer {name} was altered: its digest is not that of the configuration")
-    return target
-
-
-@contextmanager
-def _decompressed(source: IO[bytes], target: Path) -> Iterator[IO[bytes]]:
-    magic = source.read(6)
-    source.seek(0)
-    if magic.startswith(_GZIP):
-        with gzip.open(source) as plain:
-            yield plain  # type: ignore[misc]
-    elif magic.startswith(_XZ):
-        with lzma.open(source) as plain:
-            yield plain
-    elif magic.startswith(_ZSTD):
-        packed, unpacked = target.with_suffix(".zst"), target.with_suffix(".tar")
-        with packed.open("wb") as file:
-            while block := source.read(1 << 20):
-                file.write(block)
-        run(["zstd", "-q", "-d", "-M128MB", packed, "-o", unpacked], "unpacking a layer")
-        packed.unlink()
-        with unpacked.open("rb") as plain:
-            unpacked.unlink()
-            yield plain
-    else:
-        yield source
-
-
 # -- merging
 
 
@@ -235,7 +103,7 @@ def _merge(paths: list[Path]) -> _Node:
     entries = size = 0
     for number, path in enumerate(paths):
         fresh: set[int] = set()  # what this layer itself has put there, which its whiteouts do not hide
-        with tarfile.open(path, "r:") as layer:
+        with tarfile.open(path, "r:", tarinfo=BoundedInfo) as layer:
             for info in layer:
                 entries += 1
                 size += info.size
@@ -319,10 +187,10 @@ def _walk(root: _Node, parts: list[str], whose: str, *, make: bool = True) -> _N
             to = child.info.linkname
             waiting = [each for each in to.split("/") if each not in ("", ".")] + waiting
             place = [root] if to.startswith("/") else place
-        elif child.is_dir:
+        elif child.is_dir and len(place) < MOST_DEPTH:
             place.append(child)
         else:
-            raise HostileArchive(f"{whose[:200]!r} lies in {part!r}, which is no directory")
+            raise HostileArchive(f"{whose[:200]!r} lies in {part[:80]!r}, which is no directory or too deep")
     return place[-1]
 
 

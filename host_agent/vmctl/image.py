@@ -59,6 +59,17 @@ def add_parser(subparsers: Any) -> None:
     listing = actions.add_parser("list", help="images on this host")
     listing.set_defaults(func=_list)
 
+    pack = actions.add_parser("pack", help="write an image as one file to be sent, or its difference from another")
+    pack.add_argument("image", help="name of an image, or path of its directory")
+    pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    pack.add_argument("--since", default="", metavar="IMAGE", help="an image that the receiver has")
+    pack.set_defaults(func=_pack)
+
+    install = actions.add_parser("install", help="install what `vmctl image pack` wrote")
+    install.add_argument("package", type=Path)
+    install.add_argument("--name", default="", help="name of the image here (default: its own)")
+    install.set_defaults(func=_install)
+
     verify = actions.add_parser("verify", help="read an image's files and compare them with its manifest")
     verify.add_argument("image", help="name of an image, or path of its directory")
     verify.set_defaults(func=_verify)
@@ -137,6 +148,22 @@ def _list(options: argparse.Namespace) -> int:
             f"{image.name:24} {image.architecture:8} {image.memory_mb:5} MB RAM "
             f"{size / 1e6:7.0f} MB  {image.digest[:12]}  {image.directory}"
         )
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from vm_images.package import digest_of_package, pack_image
+
+    base = find_image(options.since) if options.since else None
+    package = pack_image(find_image(options.image), options.output, base)
+    print(f"{package}: {package.stat().st_size / 1e6:.1f} MB, SHA-256 {digest_of_package(package)}")
+    return 0
+
+
+def _install(options: argparse.Namespace) -> int:
+    from vm_images.package import install_package
+
+    print(install_package(options.package, image_store(), options.name).directory)
     return 0
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from vm_images.oci import Container, HostileArchive, merge_container
+from vm_images.oci import Container, merge_container
+from vm_images.oci_archive import HostileArchive
 from vm_images.tools import BuildError
 
 
@@ -126,6 +127,8 @@ def test_what_its_tasks_have(tmp_path: Path) -> None:
         (entry("h", type=tarfile.LNKTYPE, linkname="nothing"), "hard link"),
         (entry("file/below", b""), "no directory"),
         (entry("loop/below", b""), "links"),
+        (entry("/".join(["d"] * 300)), "too deep"),
+        (entry("x" * 3_000_000), "30000.. bytes about one file"),
     ],
 )
 def test_hostile_entries(tmp_path: Path, bad: tuple[tarfile.TarInfo, bytes], words: str) -> None:
@@ -141,7 +144,7 @@ def test_a_link_leads_nowhere_but_into_the_tree(tmp_path: Path) -> None:
 
 
 def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vm_images.oci.MOST_BYTES", 100_000)
+    monkeypatch.setattr("vm_images.oci_archive.MOST_BYTES", 100_000)
     with pytest.raises(HostileArchive, match="unpacks to more"):
         merge(tmp_path, layer(entry("zeros", bytes(2_000_000))))
 
