@@ -8,8 +8,8 @@ none of them, the command that this machine's own init is to keep running is pri
 from __future__ import annotations
 
 import argparse
-import compileall
 import enum
+import importlib.util
 import os
 import py_compile
 import shutil
@@ -165,11 +165,10 @@ def _install_files(machine: Machine, source: Path) -> bool:
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         _unpack(source, new)
-        if not (new / LAUNCHER).exists():
-            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-            compileall.compile_dir(str(new), quiet=2, invalidation_mode=mode, stripdir=str(new), prependdir=f"/{PLACE}")
         if _same(new, place):
             return False
+        if not (new / LAUNCHER).exists():
+            _compile(source, new)
         if place.exists():
             place.rename(old)
         new.rename(place)
@@ -198,11 +197,29 @@ def _unpack(source: Path, place: Path) -> None:
             Path(directory, each).chmod(0o644)
 
 
+def _compile(source: Path, place: Path) -> None:
+    """Byte code that is used without a look at its source: the archive's own where it fits this Python."""
+    if not source.is_dir():
+        tag = f"cp{sys.version_info[0]}{sys.version_info[1]}/"
+        with zipfile.ZipFile(source) as archive:
+            for name in archive.namelist():
+                content = archive.read(name) if name.startswith(tag) and name.endswith(".pyc") else b""
+                if content.startswith(importlib.util.MAGIC_NUMBER):
+                    target = Path(importlib.util.cache_from_source(str(place / name[len(tag) : -1])))
+                    target.parent.mkdir(mode=0o755, exist_ok=True)
+                    target.write_bytes(content)
+    for path in place.rglob("*.py"):
+        if not Path(importlib.util.cache_from_source(str(path))).exists():
+            mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+            inside = f"/{PLACE / path.relative_to(place)}"
+            py_compile.compile(str(path), dfile=inside, quiet=2, invalidation_mode=mode)
+
+
 def _same(one: Path, other: Path) -> bool:
     def listing(place: Path) -> list[tuple[str, bytes]]:
-        files = sorted(path for path in place.rglob("*") if path.is_file())
-        # Byte code is named for the Python that made it, and says nothing besides that its source does not.
-        return [(str(p.relative_to(place)), b"" if p.suffix == ".pyc" else p.read_bytes()) for p in files]
+        # Byte code says nothing that its source does not.
+        files = sorted(path for path in place.rglob("*") if path.is_file() and path.suffix != ".pyc")
+        return [(str(path.relative_to(place)), path.read_bytes()) for path in files]
 
     return other.is_dir() and listing(one) == listing(other)
 
