@@ -32,6 +32,7 @@ from .operations import Operations
 from .requests import Requests
 from .state import AgentState
 from .vms import BROKER_PORT, FILES_PORT, Fate, VirtualMachines
+from .volunteer_page import VolunteerPage
 
 LEAVE_DEADLINE = 8.0  # seconds for VMs that go on without us
 
@@ -65,12 +66,13 @@ def build_host_agent(
     vms = VirtualMachines(reactor, broker, hypervisor, guests, requests, state, checkpoints, services_for)
     events = EventLog(reactor)
     observation = Observation(vms, commands, copies, events, broker.report)
-    operations = Operations(
-        reactor, vms, guests, commands, copies, agent.shut_down, Chirp(reactor, chirp_tools), observation.calls
-    )
+    page = VolunteerPage(reactor, observation)
+    looking = {**observation.calls, "open_page": page.open}
+    chirp = Chirp(reactor, chirp_tools)
+    operations = Operations(reactor, vms, guests, commands, copies, agent.shut_down, chirp, looking)
     control = ControlServer(reactor, state.agent_id, operations)
     agent.wire(guests, vms, requests, control, events)
-    agent.observation = observation
+    agent.observation, agent.page = observation, page
     agent.operations = operations
     return agent
 
@@ -90,6 +92,7 @@ class HostAgent:
         self._arrivals: list[Deferred[None]] = []  # of those who wait for the broker
         # For those who serve them besides the control interface.
         self.observation: Observation
+        self.page: VolunteerPage
         self.operations: Operations
         self._fate = Fate.END
         self._end = Once(self._shut_down)
@@ -167,6 +170,7 @@ class HostAgent:
             ("connection to the broker", self._link.stop if self._link is not None else None),
             ("broker", self._broker.close),
             ("control interface", self._control.stop),
+            ("page", self.page.stop),
             ("events", self.events.stop),
             ("state", lambda: self._state.close(remove=not self._state.vms)),
         ):

@@ -72,6 +72,19 @@ class Observation:
         """Their descriptions."""
         return [self._vms.describe(vm) for vm in self._vms]
 
+    def for_volunteer(self, most_commands: int, most_events: int) -> dict[str, Any]:
+        """For the owner of this computer. A program's name is enough: its arguments are the project's."""
+        commands = []
+        for each in _choose(list(self._commands), lambda command: command.ended)[:most_commands]:
+            described = _describe_command(each)
+            names = ("vm", "state", "asked_at", "started_at", "fraction", "outcome")
+            commands.append(
+                {"program": each.run.argv[0].rpartition("/")[2], **{name: described[name] for name in names}}
+            )
+        newest = self._events.since(self._events.last - most_events)["events"]
+        told = [{"time": event["time"], "text": event["text"]} for event in reversed(newest)]
+        return {"now": time.time(), "vms": self.all_vms(), "commands": commands, "events": told}
+
     def host(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         memory = psutil.virtual_memory()
         process = psutil.Process()

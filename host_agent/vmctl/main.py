@@ -26,6 +26,7 @@ SUBCOMMANDS = (
     "broker",
     "monitor",
     "trace",
+    "top",
 )
 
 EPILOG = """\

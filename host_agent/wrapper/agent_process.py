@@ -74,8 +74,10 @@ def agent_environment(slot: Path) -> dict[str, str] | None:
 class _Connection:
     """A client in the loop's selector."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, page: Callable[[str], None] | None = None) -> None:
+        """`page` is told where the volunteer sees what the VMs are doing."""
         self._events = events
+        self._page = page
         self.client: ControlClient | None = None
 
     def open(self, endpoint: Endpoint) -> None:
@@ -84,6 +86,12 @@ class _Connection:
         except ControlError as error:
             raise TaskError(f"the host agent cannot be used: {error}", error.hint, passing=True) from None
         self._events.watch(client, self._readable)
+        if self._page is not None:
+            client.start("open_page", on_end=self._opened)
+
+    def _opened(self, done: dict[str, Any] | None, error: ControlError | None) -> None:
+        if done is not None and self._page is not None:
+            self._page(str(done["url"]))  # without a page the job goes on all the same
 
     def _readable(self) -> None:
         assert self.client is not None
@@ -118,7 +126,12 @@ class OwnedAgent:
     """
 
     def __init__(
-        self, slot: Path, events: Events, say: Callable[[str], None], argv: Sequence[str] | None = None
+        self,
+        slot: Path,
+        events: Events,
+        say: Callable[[str], None],
+        argv: Sequence[str] | None = None,
+        page: Callable[[str], None] | None = None,
     ) -> None:
         self._slot = slot
         self._events = events
@@ -131,7 +144,7 @@ class OwnedAgent:
         self._end_watch: Callable[[], None] = lambda: None
         self._line = bytearray()
         self._reading = False
-        self._connection = _Connection(events)
+        self._connection = _Connection(events, page)
         self._until = 0.0
         self._restarts = 0
         self._restart_at = 0.0
@@ -288,11 +301,12 @@ def choose_agent(
     events: Events,
     say: Callable[[str], None],
     argv: Sequence[str] | None = None,
+    page: Callable[[str], None] | None = None,
 ) -> AgentLink:
     """The host agent that the job's VMmanage tasks start, or else one of our own."""
     if any(gives_host_agent(task) for task in job.manage_tasks):
-        return ManagedAgent(endpoints_dir, managers, events, say)
-    return OwnedAgent(slot, events, say, argv)
+        return ManagedAgent(endpoints_dir, managers, events, say, page=page)
+    return OwnedAgent(slot, events, say, argv, page)
 
 
 def gives_host_agent(task: Task) -> bool:
@@ -312,6 +326,7 @@ class ManagedAgent:
     say: Callable[[str], None]
     state_directory: str = ""
     ready: bool = False
+    page: Callable[[str], None] | None = None
     _since: float = 0.0
     _say_at: float = 0.0
     _connection: Any = None
@@ -319,7 +334,7 @@ class ManagedAgent:
     def start(self) -> None:
         self._since = time.monotonic()
         self._say_at = SAY_S
-        self._connection = _Connection(self.events)
+        self._connection = _Connection(self.events, self.page)
 
     def client(self) -> ControlClient | None:
         client: ControlClient | None = self._connection.client

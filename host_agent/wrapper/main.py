@@ -85,7 +85,8 @@ def build_wrapper(options: Options, slot: Path, agent_argv: Sequence[str] | None
     if needs_vm:
         from .agent_process import choose_agent
 
-        agent = choose_agent(job, slot, managers, events, log.say, agent_argv)
+        page = None if given.standalone else runtime.web_graphics_url
+        agent = choose_agent(job, slot, managers, events, log.say, agent_argv, page)
     services = Services(daemons, managers, agent, events, log.say)
     trickles = Trickles(runtime, state, options.trickle_s, given.host.fpops, log.say)
     progress = Progress(job, slot, runtime, log, state, trickles)

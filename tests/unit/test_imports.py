@@ -11,7 +11,7 @@ import pytest
 
 from host_agent.events import Happened
 
-CALLS = ("host", "commands", "copies", "broker", "events", "output", "trace")
+CALLS = ("host", "commands", "copies", "broker", "events", "output", "trace", "open_page")
 ROOT = Path(__file__).resolve().parents[2]
 THIRD_PARTY_OF_GUESTS = {"attrs", "stomp", "twisted", "zope"}
 
@@ -71,7 +71,7 @@ def test_what_runs_on_a_volunteers_host_does_without_the_extra_packages() -> Non
     """The host agent, too, until it is asked for metrics."""
     code = (
         "import sys; import host_agent.wrapper.main, host_agent.wrapper.guest_task, host_agent.wrapper.agent_process, "
-        "host_agent.main, host_agent.agent, host_agent.vmctl.main; print(*sys.modules)"
+        "host_agent.main, host_agent.agent, host_agent.volunteer_page, host_agent.vmctl.main; print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {name.partition(".")[0] for name in done.stdout.split()} & {"prometheus_client", "textual", "rich"}
