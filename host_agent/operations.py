@@ -28,6 +28,7 @@ from .guests import Guests
 from .vms import Fate, VirtualMachine, VirtualMachines
 
 PING_DEADLINE = 10.0  # seconds
+OOM_LINES = 60  # of the console, in which the guest's kernel may have said why it ended a program
 
 Done = TypeVar("Done")
 
@@ -123,10 +124,12 @@ class Operations:
         )
         return self._vms.describe(vm)
 
-    async def stop_vm(self, args: dict[str, Any], update: Update) -> None:
+    async def stop_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
+        described = self._vms.describe(vm)  # while it can still be asked what it has used
         if _text(args, "instance") in ("", vm.guest.id):
             await self._vms.stop(vm)
+        return described
 
     async def pause_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:
         vm = self._vm(args)
@@ -263,7 +266,13 @@ class Operations:
 
         if not command.ended:
             command.watchers.append(tell)
-        return command.wait().addCallback(_describe_result)
+
+        def describe(result: Result) -> dict[str, Any]:
+            vm = self._vms.get(command.about["vm"])
+            console = vm.machine.console_tail(OOM_LINES) if vm is not None and vm.machine is not None else ""
+            return _describe_result(explained(result, console))
+
+        return command.wait().addCallback(describe)
 
     def _used_by(self, name: str) -> dict[str, Any]:
         """What its VM has to do with this host now; its process is another one after a restore."""
@@ -349,6 +358,14 @@ def _check_epoch(args: dict[str, Any], vm: VirtualMachine) -> VirtualMachine:
     if _whole(args, "epoch") not in (0, vm.guest.epoch):
         raise Refused(UNDONE, f"The VM {vm.name} went back to an earlier state.", "look what is in it, and ask again")
     return vm
+
+
+def explained(result: Result, console: str) -> Result:
+    """A program that the guest's kernel ended because its memory was full: only its console says so."""
+    killed = result.outcome == "signalled" and result.signal == "KILL" and not result.reason
+    if killed and any(words in console for words in ("Out of memory: Killed", "Memory cgroup out of memory")):
+        return attrs.evolve(result, reason="the virtual machine ran out of memory; <memory_mb> gives it more")
+    return result
 
 
 def _run_message(command_id: str, args: dict[str, Any]) -> Run:

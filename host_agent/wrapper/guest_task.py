@@ -312,6 +312,8 @@ class GuestTask(GuestSteps):
             name = str(result.get("signal") or "a signal")
             name = name if name.startswith(("SIG", "a ")) else f"SIG{name}"
             end = TaskEnd(signal=name, on_purpose=self._on_purpose)
+            if reason:
+                self.log.say(f"{self.task.title}: {reason}")
         elif outcome == "deadline":
             end = TaskEnd(on_purpose=TIME_LIMIT)
         else:

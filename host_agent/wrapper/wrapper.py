@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -149,7 +150,12 @@ class Wrapper:
         """End a VM that no later task uses; the next task need not wait for that."""
         client = self.services.agent.client() if self.services.agent else None
         if client is not None:
-            client.start("stop_vm", {"vm": name})
+            client.start("stop_vm", {"vm": name}, on_end=lambda vm, _error: self._say_what_it_used(vm or {}))
+
+    def _say_what_it_used(self, vm: Mapping[str, Any]) -> None:
+        if vm.get("wall_s"):
+            used = f"CPU {vm.get('cpu_s', 0):.1f} s on this computer in {vm['wall_s']:.1f} s"
+            self.log.say(f"virtual machine {vm.get('vm')}: {used}, {vm.get('paused_s', 0):.1f} s of them paused")
 
     def _zip(self) -> None:
         if self.job.zip_output:

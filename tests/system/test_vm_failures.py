@@ -14,6 +14,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.internet.task import deferLater
 
+from common.messages import Result
 from host_agent import trouble, vms
 from host_agent.admission import Admission, Host
 from host_agent.agent import HostAgent, build_host_agent
@@ -21,6 +22,7 @@ from host_agent.guests import SILENT_AFTER, Presence
 from host_agent.hypervisors.base import HypervisorHangs, MachineState
 from host_agent.hypervisors.fake import FakeHypervisor, Script
 from host_agent.hypervisors.images import NO_IMAGE
+from host_agent.operations import explained
 from host_agent.state import open_state
 from host_agent.vms import VirtualMachine, VMExists, VMFailed
 
@@ -220,6 +222,14 @@ async def test_who_waits_for_a_vm_that_does_not_start_hears_of_it(agent: HostAge
     for each in both:
         with pytest.raises(VMFailed, match="killed by signal 11"):
             await each
+
+
+def test_a_program_that_was_ended_for_want_of_memory() -> None:
+    killed = Result("c-1", "signalled", signal="KILL")
+    console = "[ 9.1] Out of memory: Killed process 77 (worker)\ninit: something else"
+    assert explained(killed, console).reason.startswith("the virtual machine ran out of memory")
+    assert explained(killed, "init: nothing") == killed
+    assert explained(Result("c-1", "exited", exit_code=1), console).reason == ""
 
 
 @pytest_twisted.ensureDeferred

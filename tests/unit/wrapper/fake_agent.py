@@ -79,6 +79,8 @@ class Connection:
             elif action == "undone-once" and not (GUEST.parent / "undone").exists():
                 (GUEST.parent / "undone").touch()
                 self.send(id=number, error={"code": "undone", "message": "The VM went back.", "hint": ""})
+            elif call == "stop_vm":
+                self.send(id=number, done={"vm": args["vm"], "cpu_s": 3.0, "wall_s": 20.0, "paused_s": 5.0})
             elif call == "run":
                 threading.Thread(target=self.run, args=(number, args), daemon=True).start()
             else:
@@ -144,7 +146,7 @@ class Connection:
         if status.exists():
             done: dict[str, Any] = {"outcome": "exited", "exit_code": int(status.read_text())}
         else:
-            done = {"outcome": "signalled", "signal": "KILL"}
+            done = {"outcome": "signalled", "signal": "KILL", "reason": PLAN.get("run", "")}
         self.send(id=number, done={**done, "user_s": 1.5, "system_s": 0.5, "command": command})
 
 

@@ -107,6 +107,18 @@ def test_a_task_in_a_vm(slot: Path) -> None:
     assert not (slot.parent / "guest").exists()
 
 
+def test_what_a_vm_has_used_is_in_the_log(slot: Path) -> None:
+    assert run(slot) == 0
+    assert "virtual machine CernVM: CPU 3.0 s on this computer in 20.0 s, 5.0 s of them paused" in log(slot)
+
+
+def test_why_a_program_was_ended_is_in_the_log(slot: Path) -> None:
+    (slot / "worker.sh").write_text("#!/bin/sh\nkill -9 $PPID $$\n")  # and whoever would note its end
+    assert run(slot, "out of memory=run") == 195
+    assert "task 1 (./worker.sh in CernVM): out of memory\n" in log(slot)
+    assert "was ended by SIGKILL" in log(slot)
+
+
 def test_a_failing_program(slot: Path) -> None:
     (slot / "job.xml").write_text(JOB.replace(">5<", ">5 7<"))
     assert run(slot) == 195
