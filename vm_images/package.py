@@ -23,7 +23,7 @@ from .tools import SOURCE_DATE_EPOCH, explain_os_error, find_tool, remove_after,
 
 PACKAGE = "package.json"
 FORMAT = 1
-LEVEL = "-15"
+LEVEL = "-19"
 WINDOW = "--long=28"  # 256 MiB: a patch has to see all of a disk
 MOST_WORDS = 4 << 20  # bytes of a description
 _ADVICE = "fetch the package again"
