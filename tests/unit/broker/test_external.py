@@ -15,7 +15,7 @@ from common.broker_link import BrokerAddress, Credentials, Dialect
 from common.config import GuestConfig
 from common.errors import ConfigError
 from common.tls import Tls
-from host_agent.broker.external import LOGIN_SECONDS, ExternalBroker
+from host_agent.broker.external import DRAIN_AGAIN, DRAINS_AT_ONCE, LOGIN_SECONDS, ExternalBroker
 from host_agent.broker.settings import BrokerSettings
 
 
@@ -105,6 +105,39 @@ def test_what_could_not_be_drained_is_drained_on_the_next_connection(broker: Ext
     broker.connected()
     link.drained("anna-g1")
     assert waiting == [Credentials("anna-g1", "one")]
+
+
+def test_what_could_not_be_drained_is_tried_again_while_the_connection_lasts(
+    broker: ExternalBroker, clock: Clock
+) -> None:
+    link: Any = FakeLink()
+    broker.use(link)
+    broker.connected()
+    waiting = outcome(broker.take_login())
+    for login in ("anna-g1", "anna-g2"):
+        link.drained(login, empty=False)
+    assert not link.drains
+    clock.advance(DRAIN_AGAIN)
+    link.drained("anna-g2")
+    assert waiting == [Credentials("anna-g2", "two")]
+    link.drained("anna-g1", empty=False)
+    link.connected = False  # then it waits for the next connection
+    clock.advance(DRAIN_AGAIN)
+    assert not link.drains
+
+
+def test_a_thousand_queues_are_not_drained_at_once(tmp_path: Path, clock: Clock) -> None:
+    guests = {f"anna-g{number}": "p" for number in range(1000)}
+    broker = ExternalBroker(clock, attrs.evolve(settings(tmp_path, FakeLink.address), guests=guests))
+    link: Any = FakeLink()
+    broker.use(link)
+    broker.connected()
+    free = 0
+    while link.drains:
+        assert len(link.drains) <= DRAINS_AT_ONCE
+        link.drains.pop(next(iter(link.drains))).callback(True)
+        free += 1
+    assert free == 1000
 
 
 def test_the_login_of_a_guest_that_is_found_again_is_not_given_to_another(broker: ExternalBroker) -> None:
