@@ -39,10 +39,8 @@ class Inputs:
     # measured: benchmark `broker`, 1,000 idle clients: growth for one
     activemq_kb_per_client: float = 550
     rabbitmq_kb_per_client: float = 180
-    # measured: benchmark `scale`: from connection to HELLO's answer, and what a host pays itself
+    # measured: benchmark `scale`: from connection to HELLO's answer
     joins_per_s: float = 30
-    host_cpu_ms_per_command: float = 1.0
-    host_idle_ms_per_minute: float = 6.0
     # the protocol's own
     usage_every_s: float = 0.5
     beacon_every_s: float = 10.0
