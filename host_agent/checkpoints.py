@@ -59,10 +59,11 @@ class Checkpoints:
             raise HypervisorError(f"The VM {vm.name} was not kept: other VMs' checkpoints took too long.")
         waited = self._reactor.seconds() - began
         try:
-            numbers = [int(found[1]) for name in await machine.snapshots() if (found := _CHECKPOINT.fullmatch(name))]
-            name = f"checkpoint-{max(numbers, default=0) + 1}"
-            await self.snapshot(vm, name, note)
-            await self._drop_old(vm)
+            async with vm.keeping:
+                numbers = [int(each[1]) for name in await machine.snapshots() if (each := _CHECKPOINT.fullmatch(name))]
+                name = f"checkpoint-{max(numbers, default=0) + 1}"
+                await self.snapshot(vm, name, note)
+                await self._drop_old(vm)
         finally:
             self._turn.give_back()
         vm.setbacks = 0
@@ -125,13 +126,19 @@ class Checkpoints:
         self._state.mark_file(vm.guest.id, name).unlink(missing_ok=True)
 
     async def _drop_old(self, vm: VirtualMachine) -> None:
-        """The newest are safely there: remove our older ones, which are only large."""
-        ours = [name for name in await self.usable(vm) if name == SAVED or _CHECKPOINT.fullmatch(name)]
-        for name in ours[:-KEEP]:
-            try:
-                await self.delete(vm, name)
-            except VMwrapperError as error:
-                self._log.warn("{name}: an old checkpoint stays: {error}", name=vm.name, error=error)
+        """The newest are safely there: remove our others, which are only large, and marks of what never came about."""
+        there = await machine_of(vm).snapshots()
+        kept = [name for name in await self.usable(vm) if _is_ours(name)][-KEEP:]
+        for name in there:
+            if _is_ours(name) and name not in kept:
+                try:
+                    await self.delete(vm, name)
+                except VMwrapperError as error:
+                    self._log.warn("{name}: an old checkpoint stays: {error}", name=vm.name, error=error)
+        for mark in self._state.marks(vm.guest.id):
+            name = mark.name.removeprefix(f"{vm.guest.id}.")
+            if _is_ours(name) and name not in there:
+                mark.unlink(missing_ok=True)
 
     # -- back
 
@@ -153,13 +160,25 @@ class Checkpoints:
             raise HypervisorError(f"The VM {vm.name} has no snapshot {name}.")
         if machine.state is MachineState.RUNNING:
             await machine.pause()
+        await self._undo_newer(vm, name)
         # While the guest cannot speak, and on disk: nothing that it said before counts in the new epoch.
         self._guests.restored(vm.guest)
         self._requests.roll_back(vm.guest, self._mark(vm, name), f"the VM went back to its snapshot {name}")
         await machine.restore(name)
 
+    async def _undo_newer(self, vm: VirtualMachine, name: str) -> None:
+        """Checkpoints after this one are of a time that is undone: the output that they count on is written anew."""
+        there = await machine_of(vm).snapshots()
+        for newer in there[there.index(name) + 1 :]:
+            if _is_ours(newer):
+                self._mark(vm, newer).unlink(missing_ok=True)
+
     async def go_back(self, vm: VirtualMachine) -> bool:
         """Go back to where the VM can go on from; False when there is nothing, or it has been tried often enough."""
+        async with vm.keeping:  # one that is under way may yet come about, and is then the newest
+            return await self._go_back(vm)
+
+    async def _go_back(self, vm: VirtualMachine) -> bool:
         names = await self.usable(vm)
         while names and vm.setbacks < len(ATTEMPTS) and not vm.ending:
             name = names[max(ATTEMPTS[vm.setbacks], -len(names))]
@@ -172,6 +191,11 @@ class Checkpoints:
             self._log.info("{name} went back to {snapshot}", name=vm.name, snapshot=name)
             return True
         return False
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a snapshot is one of those that this module makes by itself."""
+    return name == SAVED or _CHECKPOINT.fullmatch(name) is not None
 
 
 def machine_of(vm: VirtualMachine) -> Machine:

@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 from twisted.internet import defer
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredLock, gatherResults
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
@@ -109,6 +109,7 @@ class VirtualMachine:
     ending: bool = False
     adopting: bool = False  # what happened to it before is not news, and it may go back to a snapshot
     going_back: bool = False  # it ended by itself, and is on its way back to a checkpoint
+    keeping: DeferredLock = attrs.field(factory=DeferredLock, repr=False)  # a checkpoint is made, or gone back to
     setbacks: int = 0  # how often it went back since its newest checkpoint was made
     end: Once | None = attrs.field(default=None, repr=False)
     starting: list[Deferred[None]] | None = attrs.field(

@@ -33,7 +33,7 @@ MANAGED_DEADLINE_S = 180.0  # with a broker in Java that comes up first, on a ma
 SAY_S = 10.0  # how often somebody is told that we still wait
 SHUTDOWN_DEADLINE_S = 20.0  # VMs end at once; the client gives us 60 s for everything
 TERMINATE_DEADLINE_S = 5.0
-MOST_RESTARTS = 3
+MOST_RESTARTS = 3  # in a row: without anything that is kept between them
 FIRST_RESTART_S = 1.0  # doubled each time; one whose wrapper was killed may still be ending its VMs
 _MAX_FIRST_LINE = 65536
 
@@ -49,6 +49,9 @@ class AgentLink(Protocol):
 
     def client(self) -> ControlClient | None:
         """The connection, or None while the agent is starting, or starting anew. Raises TaskError when it does not."""
+
+    def gets_on(self) -> None:
+        """Work that it did is kept: that it ended before does not count against it any more."""
 
     def stop(self, keep: bool = False) -> None:
         """End it with its VMs; has a deadline, never raises. `keep`: what has a checkpoint waits for the next."""
@@ -237,6 +240,10 @@ class OwnedAgent:
         if time.monotonic() >= self._restart_at:
             self.start()
 
+    def gets_on(self) -> None:
+        if self._process is not None:
+            self._restarts = 0
+
     def stop(self, keep: bool = False) -> None:
         process, self._process = self._process, None
         self._restarts = 0  # and no new one
@@ -365,6 +372,9 @@ class ManagedAgent:
     def _last_words(self) -> str:
         lines = [f"{manager.task.title} wrote:\n{text}" for manager in self.managers if (text := manager.error_tail())]
         return "".join(f"\n{line}" for line in lines)
+
+    def gets_on(self) -> None:
+        pass  # the job starts it, and starts it once
 
     def stop(self, keep: bool = False) -> None:
         if self._connection is not None:

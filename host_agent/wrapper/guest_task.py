@@ -125,6 +125,8 @@ class GuestTask(GuestSteps):
         if wanted and runs and client is not None and not client.closed:
             self._checkpoints.begin(client, self._cpu_s)
         cpu_s, record = self._checkpoints.kept(), self._record()
+        if cpu_s is not None:
+            self.agent.gets_on()
         if cpu_s is not None and record is not None and self._checkpoints.by_file:
             self.saved.keep_command(attrs.evolve(record, output_kept=self._output.lengths()))
         return cpu_s

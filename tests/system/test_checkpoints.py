@@ -135,6 +135,8 @@ async def test_crashes_in_a_row_lead_to_the_checkpoint_before_and_then_to_the_en
         await box.crash()
     assert box.restored == ["checkpoint-2"] * 4 + ["checkpoint-1"]
     assert not command.ended
+    # What came after it is undone, and its output is written anew: nobody may ever go back there.
+    assert await box.agent._vms.checkpoints.usable(box.vm) == ["checkpoint-1"]
     await box.crash()
     assert len(box.restored) == 5
     assert command.result.outcome == "lost"
@@ -264,6 +266,30 @@ async def test_an_agent_that_died_while_it_saved(box: Box, completed: bool) -> N
     box.agent._vms.checkpoints.settle(box.vm)
     assert mark.exists() == completed
     assert not mark.with_name(f"{mark.name}.new").exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_checkpoint_that_is_under_way_when_the_vm_crashes_is_waited_for(box: Box) -> None:
+    box.run()
+    await box.checkpoint()
+    await box.vm.keeping.acquire()
+    box.machine.die()
+    await deferLater(reactor, 0.05)
+    assert box.restored == []
+    box.vm.keeping.release()
+    await box.until(lambda: not box.vm.going_back)
+    assert box.restored == ["checkpoint-1"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_of_no_use_is_removed_with_the_next_checkpoint(box: Box) -> None:
+    """A mark whose snapshot never came about, and a snapshot whose mark is damaged."""
+    await box.checkpoint()
+    box.agent._state.mark_file(box.vm.guest.id, "checkpoint-1").write_text("{")
+    box.agent._state.mark_file(box.vm.guest.id, "checkpoint-7").write_text("{}")
+    await box.checkpoint()
+    assert await box.machine.snapshots() == ["checkpoint-2"]
+    assert [path.suffix for path in box.agent._state.marks(box.vm.guest.id)] == [".checkpoint-2"]
 
 
 @pytest_twisted.ensureDeferred

@@ -23,7 +23,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[CheckpointedJob]:
-    job = CheckpointedJob(tmp_path / "slot", count=60)
+    job = CheckpointedJob(tmp_path / "slot", count=60, period=2.0)
     job.prepare()
     yield job
     job.end()
@@ -49,3 +49,36 @@ def test_each_kind_of_end_in_the_middle_of_a_task(job: CheckpointedJob) -> None:
 def test_random_kills(job: CheckpointedJob) -> None:
     assert kill_at_random(job, 6, SEED) == []
     assert job.killed
+
+
+RESUMING = """\
+#!/bin/sh
+i=$(cat saved 2>/dev/null || echo 0)
+while [ $i -lt $1 ]; do
+  i=$((i+1))
+  echo $i
+  echo $i > saved.new
+  mv saved.new saved
+  sleep 0.25
+done
+echo done > diary
+"""
+
+
+def test_a_program_with_a_checkpoint_file_of_its_own(job: CheckpointedJob) -> None:
+    """After a power cut it goes on from the file, in a new VM; no VM was ever kept."""
+    text = (job.slot / "job.xml").read_text()
+    tag = "<checkpoint_filename>saved</checkpoint_filename></task>"
+    (job.slot / "job.xml").write_text(text.replace("</task>", tag).replace(">60<", ">30<"))
+    (job.slot / "count.sh").write_text(RESUMING)
+    job.start()
+    job.until(lambda: (job.slot / "saved").exists() and int((job.slot / "saved").read_text()) >= 5)
+    assert job.kill("everything")
+    job.finish()
+    numbers = [int(line) for line in (job.slot / "stdout").read_text().split()]
+    assert sorted(set(numbers)) == list(range(1, 31))
+    assert numbers.count(1) == 1
+    assert numbers[-1] == 30
+    assert (job.slot / "diary").read_text() == "done\n"
+    assert "going on from its own checkpoint, saved" in job.log
+    assert job.checkpoints == 0

@@ -35,6 +35,8 @@ class StandInAgent:
     def client(self) -> ControlClient | None:
         return None
 
+    def gets_on(self) -> None: ...
+
     def stop(self, keep: bool = False) -> None: ...
 
 
