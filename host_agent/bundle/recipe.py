@@ -43,11 +43,14 @@ def main(target: str, sources: str, libraries: str, *left_out: str) -> None:
     includes = [*INCLUDES, *FOR_SCRIPTS.split()]
     if "virtualbox" in optional:
         includes.append("host_agent.hypervisors.virtualbox.worker")
+    # What Python itself brings of Windows' C library; a Windows of its own need not have it.
+    runtime = [] if sys.platform != "win32" else [*Path(sys.executable).parent.glob("vcruntime140*.dll")]
     Freezer(
         [Executable(Path(sources) / "host_agent/frozen.py", target_name="vmwrapper")],
         includes=includes,
         excludes=[*EXCLUDES.split(), *(module for name in left_out for module in OPTIONAL[name])],
         bin_includes=["libz.so"],  # the one library that wheels take from the system; a small system may lack it
+        include_files=[(each, each.name) for each in runtime],
         optimize=2,
         path=path,
         target_dir=target,

@@ -25,6 +25,7 @@ from .failures import passing_errno
 from .host_task import HostTask
 from .job import Job, Task
 from .log import tail
+from .pipes import WatchedPipe
 from .resolve import split_command_line
 from .tasks import TaskError
 
@@ -34,6 +35,7 @@ SAY_S = 10.0  # how often somebody is told that we still wait
 SHUTDOWN_DEADLINE_S = 20.0  # VMs end at once; the client gives us 60 s for everything
 TERMINATE_DEADLINE_S = 5.0
 MOST_RESTARTS = 3  # in a row: without anything that is kept between them
+NO_WINDOW = 0x08000200 if os.name == "nt" else 0  # and a group of its own, as the new session elsewhere
 FIRST_RESTART_S = 1.0  # doubled each time; one whose wrapper was killed may still be ending its VMs
 _MAX_FIRST_LINE = 65536
 
@@ -144,6 +146,7 @@ class OwnedAgent:
         self._argv = [*(argv or agent_argv()), "--log", str(self._log), "--state", self.state_directory]
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._output: WatchedPipe | None = None
         self._end_watch: Callable[[], None] = lambda: None
         self._line = bytearray()
         self._reading = False
@@ -167,6 +170,7 @@ class OwnedAgent:
                 cwd=self._slot,
                 env=agent_environment(self._slot),
                 start_new_session=True,  # a Ctrl-C of the terminal is for us; we then tell the agent
+                creationflags=NO_WINDOW,
                 bufsize=0,
             )
         except OSError as error:
@@ -176,7 +180,9 @@ class OwnedAgent:
         self._say(f"host agent started, process {self._process.pid}, log in {HOST_AGENT_LOG}")
         self._until = time.monotonic() + READY_DEADLINE_S
         self._line.clear()
-        self._events.watch(self._process.stdout, self._read_line)
+        assert self._process.stdout is not None
+        self._output = WatchedPipe(self._process.stdout)
+        self._events.watch(self._output, self._read_line)
         self._reading = True
         self._end_watch = self._events.watch_child(self._process.pid)
 
@@ -252,7 +258,7 @@ class OwnedAgent:
             self._end_process(process, politely=True)
 
     def _end_process(self, process: subprocess.Popen[bytes], politely: bool) -> None:
-        self._stop_reading(process)
+        self._stop_reading()
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.close()
@@ -268,22 +274,21 @@ class OwnedAgent:
                 process.wait(deadline_s)
                 break
         self._end_watch()
-        if process.stdout is not None:
-            process.stdout.close()
+        if self._output is not None:
+            self._output.close()
 
     def _read_line(self) -> None:
-        process = self._process
-        assert process is not None and process.stdout is not None
-        data = process.stdout.read(4096)
-        self._line += data or b""
+        assert self._process is not None and self._output is not None
+        data = self._output.read()
+        self._line += data
         if not data or b"\n" in self._line or len(self._line) > _MAX_FIRST_LINE:
             # It has nothing more to say there; the pipe stays open, so that a later line does not break it.
-            self._stop_reading(process)
+            self._stop_reading()
 
-    def _stop_reading(self, process: subprocess.Popen[bytes]) -> None:
+    def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
-            self._events.unwatch(process.stdout)
+            self._events.unwatch(self._output)
 
     def _endpoint(self) -> Endpoint:
         try:

@@ -1,17 +1,20 @@
-"""Processes on Windows: the program's tree as psutil sees it, and a thread that waits for its end.
+"""Processes on Windows: a job object with all that a program starts, and a thread that waits for its end.
 
-Nothing here is Windows' own except the creation flags, so the tests run it on any system.
+Elsewhere, for tests, the tree is what psutil sees of it, and nothing else is different.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import psutil
+
+from common.windows_job import Job, start_in
 
 from .host_task import ExitStatus, ProcessSpec
 
@@ -29,15 +32,15 @@ class WindowsProcess:
         if flags and spec.priority:
             flags |= PRIORITY_CLASS[spec.priority]
         with spec.open_files() as (stdin, stdout, stderr):
-            self._popen = subprocess.Popen(
-                windows_argv(spec.argv),
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=spec.directory,
-                env=spec.environment,
-                creationflags=flags,
-            )
+            files = (stdin, stdout, stderr)
+            self._job: Job | None = None
+            if flags:
+                self._job = Job()
+                self._popen = self._start(spec, self._job, files, flags)
+            else:
+                self._popen = subprocess.Popen(
+                    spec.argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=spec.directory, env=spec.environment
+                )
         self.pid = self._popen.pid
         self._root: psutil.Process | None = None  # it may have ended already
         self._seen: dict[tuple[int, float], float] = {}  # CPU seconds of every process that was ever looked at
@@ -46,8 +49,22 @@ class WindowsProcess:
             if flags and spec.priority:
                 self._root.nice(PRIORITY_CLASS[spec.priority])  # not every system minds the flag
         self._status: ExitStatus | None = None
+        self._counted = 0.0  # CPU seconds of the job object, which is closed at the end
         self._bell, self._ringer = socket.socketpair()
         threading.Thread(target=self._wait, name=f"end of {self.pid}", daemon=True).start()
+
+    @staticmethod
+    def _start(spec: ProcessSpec, job: Job, files: tuple[int, int, int], flags: int) -> subprocess.Popen[bytes]:
+        try:
+            return start_in(
+                job, spec.argv, cwd=str(spec.directory), environment=spec.environment, files=files, flags=flags
+            )
+        except ValueError as error:
+            job.close()
+            raise OSError(errno.EINVAL, str(error)) from None
+        except OSError:
+            job.close()
+            raise
 
     def _wait(self) -> None:
         self._popen.wait()
@@ -63,6 +80,7 @@ class WindowsProcess:
     def poll(self) -> ExitStatus | None:
         if self._status is None and self._popen.returncode is not None:
             self._look()
+            self._count()
             self._count_root()
             self._status = ExitStatus(self._popen.returncode)
             self._kill_tree()
@@ -80,6 +98,7 @@ class WindowsProcess:
 
     def kill(self) -> None:
         self._look()
+        self._count()
         self._kill_tree()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(END_DEADLINE_S)
@@ -88,6 +107,8 @@ class WindowsProcess:
             self._status = ExitStatus(self._popen.returncode or 0, "SIGKILL")
 
     def close(self) -> None:
+        if self._job is not None:
+            self._job.close()
         self._bell.close()
         self._ringer.close()
 
@@ -95,10 +116,15 @@ class WindowsProcess:
         return any(each.pid == pid for each in self._tree())
 
     def cpu_seconds(self) -> float:
-        """Of everything that was ever seen; what lives for less than the time between two looks is missed."""
+        """Of all that ever ran in the job object. Without one, of everything that was ever seen."""
         if self._status is None:
             self._look()
-        return sum(self._seen.values())
+        self._count()
+        return max(self._counted, sum(self._seen.values()))
+
+    def _count(self) -> None:
+        if self._job is not None:
+            self._counted = max(self._counted, sum(self._job.cpu_times()))
 
     def _look(self) -> None:
         for process in self._tree():
@@ -113,6 +139,8 @@ class WindowsProcess:
             self._seen[key] = max(self._seen.get(key, 0.0), ended_cpu_seconds(self._popen))
 
     def _tree(self) -> list[psutil.Process]:
+        if self._job is not None:
+            return [each for each in map(_process, self._job.processes()) if each is not None]
         if self._root is None:
             return []
         try:
@@ -127,6 +155,9 @@ class WindowsProcess:
                 call(process)
 
     def _kill_tree(self) -> None:
+        if self._job is not None:
+            self._job.terminate()
+            return
         for _look in range(5):  # one may have been started while we looked
             self._each(psutil.Process.kill)
             _gone, alive = psutil.wait_procs(self._tree()[1:], timeout=1)
@@ -148,7 +179,8 @@ def ended_cpu_seconds(popen: subprocess.Popen[bytes]) -> float:
     return float(times[2] + times[3]) / 1e7
 
 
-def windows_argv(argv: Sequence[str]) -> list[str]:
-    """A batch file is no program: its interpreter is, as in BOINC's wrapper."""
-    batch = argv[0].lower().endswith((".bat", ".cmd"))
-    return ["cmd.exe", "/c", *argv] if batch else list(argv)
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.Error:
+        return None  # it has ended just now

@@ -88,7 +88,7 @@ def tree_cpu_seconds(leader: int) -> float:
     SIGCHLD vanish without a trace; a control group counts those too (`cgroup.py`).
     """
     own = read_stat(leader)  # first: what it reaps meanwhile may be missed until the next look, but not counted twice
-    below = _walk(leader)
+    below = _walk(leader) if (PROC / "self").exists() else None
     if below is None:
         below = descendants(leader)
     return (own.reaped_s if own else 0.0) + sum(each.cpu_s + each.reaped_s for each in below)

@@ -87,12 +87,12 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as name:
         slot = Path(name)
-        client = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3)"], stdin=subprocess.DEVNULL)
+        client = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
         side = ClientSide(slot, client_pid=client.pid)
         child = start(slot)
         until(lambda: steps(slot), "the application runs")
         assert liveness.process_exists(client.pid)
-        client.wait(DEADLINE_S)
+        client.communicate(timeout=DEADLINE_S)
         assert not liveness.process_exists(client.pid)
         assert child.wait(DEADLINE_S) == 0
         print("ok: it ends when its client's process has ended", flush=True)

@@ -77,13 +77,13 @@ class Wine:
         return [str(WINE), str(self.python / "python.exe"), *map(str, words)]
 
     def run(
-        self, argv: Sequence[str], cwd: Path, deadline_s: float = 180.0, **more: str
+        self, argv: Sequence[str], cwd: Path, deadline_s: float = 180.0, environment: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """To its end. Standard streams are pipes: wine's Python starts with nothing else."""
         return subprocess.run(
             argv,
             cwd=cwd,
-            env={**self.environment, **more},
+            env={**self.environment, **(environment or {})},
             input="",
             capture_output=True,
             text=True,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from host_agent.wrapper.host_task import ProcessSpec
-from host_agent.wrapper.host_task_windows import WindowsProcess, windows_argv
+from host_agent.wrapper.host_task_windows import WindowsProcess
 
 TREE = """
 import subprocess, sys, time
@@ -71,8 +71,3 @@ def test_the_whole_tree(start: Start, tmp_path: Path) -> None:
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     assert process.poll() is not None
     assert process.cpu_seconds() >= before
-
-
-def test_batch_files_need_their_interpreter() -> None:
-    assert windows_argv(["C:\\x\\RUN.BAT", "1"]) == ["cmd.exe", "/c", "C:\\x\\RUN.BAT", "1"]
-    assert windows_argv(["worker.exe", "1"]) == ["worker.exe", "1"]
