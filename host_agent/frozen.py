@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from host_agent.programs import MODULE, SCRIPT
+from host_agent.programs import LAUNCHED, MODULE, SCRIPT
 
 OURS = ("host_agent.", "guest_agent.")
 
 
 def main() -> int:
     """What the words ask for. A mode's word is the first one, so that no option of a job is taken for it."""
+    if sys.argv[1:2] == [LAUNCHED]:
+        del sys.argv[1:3]
     mode, name = (*sys.argv[1:3], "", "")[:2]
     if mode == MODULE and name.startswith(OURS):
         import runpy

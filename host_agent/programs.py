@@ -13,6 +13,7 @@ from pathlib import Path
 FROZEN = bool(getattr(sys, "frozen", False))
 MODULE = "--vmwrapper-module"
 SCRIPT = "--vmwrapper-script"
+LAUNCHED = "--vmwrapper-launched"  # by the launcher of Windows, whose own path follows (`bundle/launcher.py`)
 _FIRST_LINE = 128
 
 

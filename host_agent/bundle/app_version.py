@@ -19,7 +19,7 @@ from common.errors import ConfigError, VMwrapperError
 
 from .content import BundleFile, Content
 from .freeze import PROGRAM
-from .launcher import DIRECTORY, POSIX
+from .launcher import DIRECTORY, POSIX, windows
 from .signing import PrivateKey, md5_of
 
 API_VERSION = "8.0.0"  # of BOINC's API that the wrapper's runtime speaks; without one a client makes no shared memory
@@ -59,19 +59,24 @@ class AppVersion:
         """A file's name in the project: never the same for two versions, because files never change there."""
         prefix = "_".join(filter(None, (self.app, self.version, self.platform, self.plan_class)))
         if file.main:
-            return prefix + Path(file.logical).suffix
+            return prefix + Path(file.logical).suffix  # Windows starts what ends with .exe
         return f"{prefix}_{file.logical.replace('/', '_')}"
 
 
-def program_files(frozen: Path) -> Iterator[BundleFile]:
+def program_files(frozen: Path, platform: str) -> Iterator[BundleFile]:
     """The frozen wrapper: the launcher, which is the main program, and what it starts."""
-    if not (frozen / PROGRAM).is_file():
-        raise ConfigError(f"there is no frozen wrapper in {frozen}", "vmctl bundle --freeze-to DIR makes one")
-    yield BundleFile("launcher", POSIX, executable=True, main=True)
+    on_windows = platform.startswith("windows")
+    program = frozen / (f"{PROGRAM}.exe" if on_windows else PROGRAM)
+    if not program.is_file():
+        raise ConfigError(f"there is no frozen {program.name} in {frozen}", "vmctl bundle --freeze-to DIR makes one")
+    if on_windows:
+        yield BundleFile("launcher.exe", windows(), executable=True, main=True)
+    else:
+        yield BundleFile("launcher", POSIX, executable=True, main=True)
     for path in sorted(frozen.rglob("*")):
         if path.is_file():
             logical = f"{DIRECTORY}/{path.relative_to(frozen).as_posix()}"
-            yield BundleFile(logical, path, executable=path == frozen / PROGRAM, packed=True)
+            yield BundleFile(logical, path, executable=path == program, packed=True)
 
 
 def write(

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     frozen = options.frozen or _frozen(options)
     for note in content.notes:
         print(f"note: {note}", file=sys.stderr)
-    write(options.project, version, program_files(frozen), content, key)
+    write(options.project, version, program_files(frozen, platform), content, key)
     size = sum(path.stat().st_size for path in place.iterdir())
     print(place)
     print(

@@ -27,7 +27,7 @@ def frozen(tmp_path: Path) -> Path:
 
 
 def test_a_version_and_its_templates(tmp_path: Path, frozen: Path) -> None:
-    place = write(tmp_path, AppVersion("app", "1.00", LINUX, "vm"), program_files(frozen), CONTENT, None)
+    place = write(tmp_path, AppVersion("app", "1.00", LINUX, "vm"), program_files(frozen, LINUX), CONTENT, None)
     assert place == tmp_path / "apps/app/1.00" / f"{LINUX}__vm"
     prefix = f"app_1.00_{LINUX}_vm"
     assert {path.name: path.stat().st_mode & 0o777 for path in place.iterdir()} == {
@@ -63,7 +63,7 @@ def test_templates_name_inputs_and_results_in_order() -> None:
 
 @pytest.mark.parametrize("fault", ["two of a name", "unreadable", "too long"])
 def test_nothing_is_left_of_a_version_that_failed(tmp_path: Path, frozen: Path, fault: str) -> None:
-    files = list(program_files(frozen))
+    files = list(program_files(frozen, LINUX))
     if fault == "two of a name":
         files.append(BundleFile("vmwrapper/lib/library.zip", b""))
     elif fault == "unreadable":
@@ -105,7 +105,7 @@ def test_names_are_written_as_xml() -> None:
     ("words", "sentence"),
     [
         (["--platform", "windows_x86_64"], "the wrapper for windows_x86_64 cannot be frozen on this computer"),
-        (["--platform", "windows_x86_64", "--frozen", "nowhere"], "there is no frozen wrapper in nowhere"),
+        (["--platform", "windows_x86_64", "--frozen", "nowhere"], "there is no frozen vmwrapper.exe in nowhere"),
         (["--without", "everything"], "there is no optional part 'everything'"),
         (["--key", "nowhere"], "the key nowhere cannot be read"),
     ],
@@ -123,3 +123,13 @@ def test_the_command_says_it_in_one_sentence(
     assert sentence in said
     assert "Traceback" not in said
     assert not (tmp_path / "project").exists()
+
+
+def test_a_version_for_windows_has_a_program_that_starts_the_wrapper_in_the_slot(tmp_path: Path, frozen: Path) -> None:
+    (frozen / "vmwrapper").rename(frozen / "vmwrapper.exe")
+    version = AppVersion("app", "1.00", "windows_x86_64")
+    place = write(tmp_path / "project", version, program_files(frozen, version.platform), CONTENT, None)
+    launcher = (place / "app_1.00_windows_x86_64.exe").read_bytes()
+    assert launcher.startswith(b"MZ")
+    assert b"#!.\\vmwrapper\\vmwrapper.exe --vmwrapper-launched\r\n" in launcher
+    assert (place / "app_1.00_windows_x86_64_vmwrapper_vmwrapper.exe").is_file()
