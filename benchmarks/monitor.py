@@ -58,7 +58,11 @@ async (word) => {
   const box = document.getElementById('filter');
   box.value = word;
   box.dispatchEvent(new Event('input'));
-  while (document.querySelectorAll('#guests tbody tr').length !== 1) await new Promise(requestAnimationFrame);
+  for (;;) {
+    const rows = document.querySelectorAll('#guests tbody tr');
+    if (rows.length === 1 && rows[0].textContent.includes(word)) break;
+    await new Promise(requestAnimationFrame);
+  }
   return (performance.now() - began) / 1000;
 }
 """

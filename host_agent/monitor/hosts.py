@@ -18,7 +18,7 @@ from .model import Model
 
 LOOK_EVERY = 2.0  # seconds between two looks at a host agent's lists
 FIND_EVERY = 2.0  # seconds between two looks for host agents
-EVENTS_PAUSE = 0.2  # seconds between two questions for events: so many travel together
+EVENTS_PAUSE = 0.1  # seconds between two questions for events: so many travel together
 EVENTS_WAIT = 20.0  # seconds that a host agent lets us wait for events
 AGAIN = 3.0  # seconds before a host agent that was lost is called again
 

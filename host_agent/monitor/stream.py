@@ -18,7 +18,7 @@ from zope.interface import implementer
 from .model import Model
 from .series import STEP
 
-TICK = 0.4  # seconds between two messages to the page
+TICK = 0.25  # seconds between two messages to the page
 QUIET = 15.0  # seconds without news after which a comment keeps the connection open
 MOST_WATCHERS = 32
 
@@ -75,6 +75,7 @@ class Stream(Resource):
             if call.running:
                 call.stop()
         for watcher in list(self._watchers):
+            watcher.request.unregisterProducer()
             watcher.request.finish()
         self._watchers.clear()
 
@@ -87,11 +88,8 @@ class Stream(Resource):
         request.registerProducer(watcher, True)
         self._watchers.add(watcher)
 
-        def gone(_: object) -> None:
-            self._watchers.discard(watcher)
-            request.unregisterProducer()
-
-        request.notifyFinish().addBoth(gone)
+        # With the connection, its producer is gone, too.
+        request.notifyFinish().addBoth(lambda _: self._watchers.discard(watcher))
         request.write(encode("state", {**self._hello, **self._model.snapshot()}))
         return NOT_DONE_YET
 

@@ -57,6 +57,7 @@ def monitor_process(folder: Path, *options: str) -> Iterator[MonitorProcess]:
     finally:
         process.terminate()
         process.wait(DEADLINE)
+    assert "critical" not in path.read_text(), path.read_text()
 
 
 @pytest.fixture(scope="module")
