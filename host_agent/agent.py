@@ -143,6 +143,7 @@ class HostAgent:
 
     def broker_disconnected(self, reason: str) -> None:
         """The link to the broker tries again by itself; guests are heard again when it succeeds."""
+        self._guests.broker_lost()
         self._log.warn(
             "{host} has lost its broker: {reason}", event=Happened.BROKER_LOST, host=self._broker.host, reason=reason
         )

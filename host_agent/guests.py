@@ -28,6 +28,7 @@ from common.messages import Beacon, Bye, Envelope, Hello, Message, Ping, Pong, W
 from .events import Happened
 
 BEACON_EVERY = 10.0  # seconds
+LOOK_EVERY = 5.0  # seconds
 SILENT_AFTER = 35.0  # seconds without any message
 MOST_PINGS = 64  # that wait for their answer
 
@@ -165,7 +166,9 @@ class Guests:
         self._by_session: dict[str, Guest] = {}
         self._watch = LoopingCall(self._look_for_silence)
         self._watch.clock = clock
-        self._watch.start(5.0, now=False)
+        self._watch.start(LOOK_EVERY, now=False)
+        self._deaf = True  # without a broker
+        self._looked = time.monotonic()
 
     def __iter__(self) -> Any:
         return iter(self._guests.values())
@@ -228,6 +231,7 @@ class Guests:
 
     def broker_connected(self) -> None:
         """What was on its way when the connection broke may be lost: send it again."""
+        self._deaf = False
         for guest in self._guests.values():
             if guest.link.peer:
                 self._welcome(guest, guest.session)
@@ -235,6 +239,10 @@ class Guests:
             else:
                 # A guest that an earlier host agent left us may be connected to its broker all the time.
                 self._welcome(guest, "", opened=False)
+
+    def broker_lost(self) -> None:
+        """Nobody can be heard: until it is back, no guest is silent by its own fault."""
+        self._deaf = True
 
     def received(self, body: bytes) -> None:
         """A body from this host's queue."""
@@ -331,6 +339,11 @@ class Guests:
 
     def _look_for_silence(self) -> None:
         now = time.monotonic()
+        slept, self._looked = now - self._looked > 4 * LOOK_EVERY, now
+        if self._deaf or slept:  # it is we who could not hear
+            for guest in self._guests.values():
+                guest.last_seen = None if guest.last_seen is None else now
+            return
         for guest in self._guests.values():
             silent = not guest.is_paused and now - (guest.last_seen or now) > SILENT_AFTER
             if guest.presence is Presence.PRESENT and silent:

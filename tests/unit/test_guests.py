@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
+import pytest
 from twisted.internet.task import Clock
 
 from common import messages
 from common.broker_link import Credentials
 from common.link import new_session
 from common.messages import ENDED, RUNNING, Envelope, Hello, Message, Result, Welcome
-from host_agent.guests import Guest, GuestListener, Guests, Identity
+from host_agent.guests import Guest, GuestListener, Guests, Identity, Presence
 
 
 @attrs.define
@@ -117,3 +118,37 @@ def test_a_hello_without_the_secret_changes_nothing() -> None:
     host.guests.received(messages.encode(Envelope(hello, new_session(), "")))
     assert not host.sent
     assert host.guest.boot == ""
+
+
+def presence(guest: Guest) -> Presence:
+    """As it is now: not as a type checker remembers it."""
+    return guest.presence
+
+
+def test_who_could_not_listen_calls_nobody_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its broker, or after a sleep of its own, a host agent waits for the next word."""
+    host = Host()
+    now = [1000.0]
+    monkeypatch.setattr("host_agent.guests.time.monotonic", lambda: now[0])
+
+    def pass_time(seconds: int) -> None:
+        for _ in range(seconds // 5):
+            now[0] += 5
+            host.guests._look_for_silence()
+
+    host.guests.broker_connected()
+    pass_time(5)
+    host.hello(new_session(), 1)
+    guest = host.guest
+    assert presence(guest) is Presence.PRESENT
+    host.guests.broker_lost()
+    pass_time(600)
+    host.guests.broker_connected()
+    pass_time(30)
+    assert presence(guest) is Presence.PRESENT
+    assert guest.silent_for() == 30
+    now[0] += 600  # the computer, or this process, stood still
+    pass_time(30)
+    assert presence(guest) is Presence.PRESENT
+    pass_time(30)
+    assert presence(guest) is Presence.SILENT
