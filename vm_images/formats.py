@@ -88,11 +88,14 @@ def to_vmdk(source: Path, place: Path, digest: str, memory_mb: int, name: str) -
     _convert(source, "vmdk", target, "-o", "subformat=streamOptimized")
     with target.open("r+b") as file:
         head = file.read(_DESCRIPTOR_MOST)
-        found = re.search(rb"\nCID=([0-9a-f]{8})\n", head)
-        if not found:
+        start = head.find(b"# Disk DescriptorFile")
+        text, _, rest = head[start:].partition(b"\0")
+        # Random otherwise, and of up to eight digits; there is room for some more before what follows.
+        changed, times = re.subn(rb"\nCID=[0-9a-f]+\n", b"\nCID=%s\n" % digest[:8].encode("ascii"), text)
+        if start < 0 or times != 1 or rest[:16].strip(b"\0"):
             raise BuildError("qemu-img wrote no VMDK that this builder knows")
-        file.seek(found.start(1))
-        file.write(digest[:8].encode("ascii"))  # random otherwise
+        file.seek(start)
+        file.write(changed)
     return target
 
 
