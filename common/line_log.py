@@ -28,7 +28,8 @@ class LineLog:
     def _load(self) -> None:
         try:
             with self._path.open("rb") as file:
-                data = file.read(MOST_BYTES)
+                # Not more than there is: `read` makes room for all that it is asked for, which a small guest has not.
+                data = file.read(min(os.fstat(file.fileno()).st_size, MOST_BYTES))
         except FileNotFoundError:
             return
         whole, _, rest = data.rpartition(b"\n")
