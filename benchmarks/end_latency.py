@@ -15,7 +15,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
 from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.hypervisors.process import ProcessHypervisor
-from host_agent.vms import BROKER_PORT
+from host_agent.virtual_machine import BROKER_PORT
 
 from .host import Bench, Services, with_guest
 

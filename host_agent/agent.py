@@ -31,7 +31,8 @@ from .once import Once
 from .operations import Operations
 from .requests import Requests
 from .state import AgentState
-from .vms import BROKER_PORT, FILES_PORT, Fate, VirtualMachines
+from .virtual_machine import BROKER_PORT, FILES_PORT
+from .vms import Fate, VirtualMachines
 from .volunteer_page import VolunteerPage
 
 LEAVE_DEADLINE = 8.0  # seconds for VMs that go on without us

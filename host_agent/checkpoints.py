@@ -26,7 +26,7 @@ from .state import AgentState
 from .turn import Turn
 
 if TYPE_CHECKING:
-    from .vms import VirtualMachine
+    from .virtual_machine import VirtualMachine
 
 KEEP = 2
 TURN_FILE = "checkpoint.lock"  # in the runtime directory, which all host agents of a user share

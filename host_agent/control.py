@@ -26,7 +26,7 @@ from common.files import endpoints_dir, write_private
 
 from . import __version__
 from .operations import Operations
-from .vms import VMFailed
+from .virtual_machine import VMFailed
 
 MAX_LINE = 1024 * 1024
 MAX_REQUESTS = 256  # under way at once on one connection

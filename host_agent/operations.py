@@ -25,7 +25,8 @@ from .commands import Command, Commands, Update, new_id
 from .copies import UNDONE, Copies, Copy
 from .events import Happened
 from .guests import Guests
-from .vms import Fate, VirtualMachine, VirtualMachines
+from .virtual_machine import VirtualMachine
+from .vms import Fate, VirtualMachines
 
 PING_DEADLINE = 10.0  # seconds
 OOM_LINES = 60  # of the console, in which the guest's kernel may have said why it ended a program

@@ -9,24 +9,21 @@ from __future__ import annotations
 import enum
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
 from twisted.internet import defer
-from twisted.internet.defer import Deferred, DeferredLock, gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from common.broker_link import Credentials
-from common.config import GuestConfig
 from common.errors import ConfigError, VMwrapperError
 
-from .admission import Admission, NoRoom, Ticket
+from .admission import Admission, NoRoom
 from .broker.access import BrokerAccess
 from .checkpoints import Checkpoints, machine_of
 from .events import Happened
@@ -46,35 +43,14 @@ from .once import Once
 from .outward import Outward
 from .requests import Requests
 from .state import AgentState, VmRecord
-from .trouble import Stall, Troubles, Watched, keep_console, keep_what_is_left
+from .trouble import Troubles, Watched, keep_console, keep_what_is_left
+from .virtual_machine import StateUpdate, VirtualMachine, VMExists, VMFailed
 
-BROKER_PORT = 61613  # as guests see them, at the hypervisor's gateway
-FILES_PORT = 61614
-OUTWARD_PORT = 61615
 START_DEADLINE = 180.0  # seconds from the start to the agent's HELLO
 CONSOLE_LINES = 12
 PROGRESS_EVERY = 15.0  # seconds between words about a start that takes long
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
-
-StateUpdate = Callable[[str, str], None]  # state, reason
-
-
-class VMFailed(VMwrapperError):
-    """A VM did not start, or ended by itself."""
-
-    def __init__(self, sentence: str, hint: str = "", code: str = "") -> None:
-        super().__init__(sentence, hint)
-        self.code = code or "vm_failed"
-
-
-class VMExists(ConfigError):
-    """There is a VM of that name already."""
-
-    code = "vm_exists"  # as in `docs/control.md`
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"there is a VM named {name} already")
 
 
 class Fate(enum.Enum):
@@ -83,78 +59,6 @@ class Fate(enum.Enum):
     END = "end"  # they are removed
     KEEP = "keep"  # what has checkpoints waits on the disk for the next agent, and goes on from the newest
     LEAVE = "leave"  # they go on, for as long as a VM does without an agent: the next one takes them over
-
-
-@attrs.define(eq=False)
-class VirtualMachine:
-    """A VM with its guest."""
-
-    name: str
-    image: Image
-    guest: Guest
-    hypervisor: str
-    memory_mb: int
-    cpus: int
-    directory: Path
-    machine: Machine | None = None
-    reason: str = ""
-    failing: str = ""  # why we end it as failed
-    held: bool = False  # somebody wants it to stand still
-    stalled: Stall | None = None
-    ticket: Ticket | None = attrs.field(default=None, repr=False)
-    cpu_share: float = 1.0
-    disk_mb: int = 0  # that it may use on this host; 0: no limit
-    outward: Outward | None = None  # its way to the network
-    began: float = 0.0
-    ending: bool = False
-    adopting: bool = False  # what happened to it before is not news, and it may go back to a snapshot
-    going_back: bool = False  # it ended by itself, and is on its way back to a checkpoint
-    keeping: DeferredLock = attrs.field(factory=DeferredLock, repr=False)  # a checkpoint is made, or gone back to
-    setbacks: int = 0  # how often it went back since its newest checkpoint was made
-    end: Once | None = attrs.field(default=None, repr=False)
-    starting: list[Deferred[None]] | None = attrs.field(
-        factory=list, repr=False
-    )  # who waits until it is ready; or None
-    watchers: list[StateUpdate] = attrs.field(factory=list, repr=False)
-
-    @property
-    def ready(self) -> bool:
-        """Whether its agent has answered once, to us or to an earlier host agent."""
-        return self.starting is None
-
-    def traffic(self) -> dict[str, int]:
-        """Bytes through its way out."""
-        outward = self.outward
-        return {"sent_bytes": outward.sent if outward else 0, "received_bytes": outward.received if outward else 0}
-
-    def describe(self, commands: int, now: float) -> dict[str, Any]:
-        """As `docs/control.md` has it."""
-        guest, machine = self.guest, self.machine
-        state = machine.state if machine is not None else MachineState.DEFINED
-        if self.going_back and state is not MachineState.RUNNING:
-            state = MachineState.STARTING
-        return {
-            "vm": self.name,
-            "instance": guest.id,
-            "state": state.value,
-            "agent": guest.presence.value,
-            "hypervisor": self.hypervisor,
-            "image": self.image.name,
-            "memory_mb": self.memory_mb,
-            "cpus": self.cpus,
-            "pid": machine.pid if machine is not None else None,
-            "cpu_s": machine.cpu_seconds() if machine is not None else 0.0,
-            "paused_s": guest.stood_still(now),
-            "wall_s": now - self.began,
-            **self.traffic(),
-            "agent_version": guest.agent_version,
-            "epoch": guest.epoch,
-            "load": None if guest.beacon is None else guest.beacon.load,
-            "memory_used_bytes": None if guest.beacon is None else guest.beacon.memory_bytes,
-            "last_seen_s": None if guest.last_seen is None else time.monotonic() - guest.last_seen,
-            "commands": commands,
-            "reason": self.reason,
-        }
 
 
 ServicesFor = Callable[[Guest], dict[int, IProtocolFactory]]
@@ -301,22 +205,7 @@ class VirtualMachines:
         vm = self._vms.get(guest.name)
         if vm is None or vm.guest is not guest or vm.ending:
             return
-        self._state.keep(
-            VmRecord(
-                instance=guest.id,
-                name=vm.name,
-                image=str(vm.image.directory),
-                directory=str(vm.directory),
-                memory_mb=vm.memory_mb,
-                cpus=vm.cpus,
-                login=guest.identity.login,
-                passcode=guest.identity.credentials.passcode,
-                secret=guest.identity.secret,
-                epoch=guest.epoch,
-                boot=guest.boot,
-                network=vm.outward is not None,
-            )
-        )
+        self._state.keep(vm.record())
 
     def expect_all(self) -> None:
         """Know the guests of the host agent before us again; `adopt_all` then looks for their VMs."""
@@ -384,37 +273,11 @@ class VirtualMachines:
         return load_image(Path(record.image)) if self._hypervisor.capabilities.image else NO_IMAGE
 
     def _spec(self, vm: VirtualMachine) -> MachineSpec:
-        gateway = self._hypervisor.guest_gateway
-        config = GuestConfig(
-            guest=vm.guest.id,
-            host=self._broker.host,
-            name=vm.name,
-            brokers=self._broker.guest_brokers(gateway, BROKER_PORT),
-            credentials=vm.guest.identity.credentials,
-            secret=vm.guest.identity.secret,
-            files=f"http://{gateway}:{FILES_PORT}",
-            dialect=self._broker.dialect,
-            proxy=f"http://{gateway}:{OUTWARD_PORT}" if vm.outward is not None else "",
-        )
-        services = self._services_for(vm.guest)
-        if vm.outward is not None:
-            services[OUTWARD_PORT] = vm.outward
-
         def changed(state: MachineState, reason: str) -> None:
             self._state_changed(vm, state, reason)
 
-        return MachineSpec(
-            name=vm.name,
-            instance=vm.guest.id,
-            image=vm.image,
-            directory=vm.directory,
-            memory_mb=vm.memory_mb,
-            cpus=vm.cpus,
-            services=services,
-            guest_config=config.to_json(),
-            on_state=changed,
-            cpu_share=vm.cpu_share,
-        )
+        gateway = self._hypervisor.guest_gateway
+        return vm.spec(gateway, self._broker, self._services_for(vm.guest), changed)
 
     async def _give_up(self, vm: VirtualMachine, error: Exception, deadline: float) -> VMFailed:
         """Remove what there is of it; returns why."""

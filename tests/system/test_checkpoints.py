@@ -22,7 +22,8 @@ from host_agent.hypervisors.fake import FakeHypervisor, FakeMachine, Script
 from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.state import open_state
 from host_agent.turn import Turn
-from host_agent.vms import Fate, VirtualMachine
+from host_agent.virtual_machine import VirtualMachine
+from host_agent.vms import Fate
 
 
 @attrs.define

@@ -24,7 +24,7 @@ from host_agent.hypervisors.fake import FakeHypervisor, Script
 from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.operations import explained
 from host_agent.state import open_state
-from host_agent.vms import VirtualMachine, VMExists, VMFailed
+from host_agent.virtual_machine import VirtualMachine, VMExists, VMFailed
 
 
 @pytest_twisted.async_yield_fixture()
