@@ -221,7 +221,8 @@ class QemuMachine(QemuVm):
 
         self._throttle(False)
         try:
-            if end and before is MachineState.RUNNING:
+            # An emulated guest stands still for all of it: QEMU's note of what a running one changes is not reliable.
+            if (end or self.accelerator is TCG) and before is MachineState.RUNNING:
                 await qmp.execute("stop")
             compressor = await self._memory.write(qmp, zstd, path, standing_still)
             if not end:
