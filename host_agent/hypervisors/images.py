@@ -92,7 +92,7 @@ def load_image(directory: Path) -> Image:
 
 def verify_image(image: Image) -> list[str]:
     """Read every file of an image and compare it with the manifest: their names; ConfigError says what is wrong."""
-    manifest: dict[str, Any] = json.loads((image.directory / MANIFEST).read_text("utf-8"))
+    manifest: dict[str, Any] = json.loads(_followed(image.directory / MANIFEST).read_text("utf-8"))
     files: dict[str, Any] = manifest.get("files", {})
     for name, expected in files.items():
         path = _member(image.directory, name)
@@ -114,7 +114,7 @@ def verify_image(image: Image) -> list[str]:
 
 def check_image(image: Image) -> Image:
     """The image, once its files are known to be those of its manifest. Files that have not changed are read once."""
-    manifest = (image.directory / MANIFEST).read_bytes()
+    manifest = _followed(image.directory / MANIFEST).read_bytes()
     mark = hashlib.sha256(manifest)
     for path in (image.disk, image.kernel, image.initrd):
         if path is not None:
