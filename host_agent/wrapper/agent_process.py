@@ -95,8 +95,9 @@ class _Connection:
             client.start("open_page", on_end=self._opened)
 
     def _opened(self, done: dict[str, Any] | None, error: ControlError | None) -> None:
-        if done is not None and self._page is not None:
-            self._page(str(done["url"]))  # without a page the job goes on all the same
+        url = (done or {}).get("url")
+        if url and self._page is not None:
+            self._page(str(url))  # without a page the job goes on all the same
 
     def _readable(self) -> None:
         assert self.client is not None

@@ -5,6 +5,7 @@ A short form of `python -m benchmarks monitor`: on a machine with other work it 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.monitor import measure
@@ -13,7 +14,8 @@ GUESTS, RATE, SECONDS = 1000, 100.0, 8.0
 
 
 def test_a_thousand_guests_and_a_hundred_events_a_second(tmp_path: Path) -> None:
-    found = measure(GUESTS, RATE, SECONDS, tmp_path)
+    with ThreadPoolExecutor(1) as thread:  # the other tests' browser has this thread's event loop
+        found = thread.submit(measure, GUESTS, RATE, SECONDS, tmp_path).result()
     print(found)
     assert found.event_to_screen_median_s <= 1.0, found
     assert found.monitor_cpu <= 0.20, found

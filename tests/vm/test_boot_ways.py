@@ -24,7 +24,7 @@ def test_the_example_after_a_start_from_the_disk(
     place.mkdir(parents=True)
     manifest = json.loads((image.directory / "image.json").read_text())
     for key in ("kernel", "initrd"):
-        del manifest[key]
+        del manifest["files"][manifest.pop(key)]
     described = {**manifest, "firmware": firmware, "disk_bus": bus, "warm_start": False, "disk": "disk.qcow2"}
     (place / "image.json").write_text(json.dumps(described))
     os.link(image.disk, place / "disk.qcow2")
