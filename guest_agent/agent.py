@@ -134,8 +134,10 @@ class GuestAgent:
             return
         if isinstance(envelope.message, Welcome):
             self._welcome(envelope, envelope.message)
-        else:
+        elif self.state is State.SERVING:
             self._link.received(envelope)
+        # Else it was on its way before this connection. A guest that was restored takes it for its own session's, and
+        # what it acknowledges or confirms may be of a time that is undone; what still counts comes again after WELCOME.
 
     def transmit(self, body: bytes) -> None:
         self._broker.send(messages.host_queue(self._config.host), body)

@@ -308,8 +308,8 @@ class Guests:
             self._by_session.pop(guest.session, None)
             guest.session = envelope.sender
             self._by_session[guest.session] = guest
+        self._welcome(guest, guest.session)  # first: before it, the guest listens to nothing that is sent again
         fresh = guest.link.open(guest.session)
-        self._welcome(guest, guest.session)
         self._seen(guest)
         if fresh:
             self._log.info(

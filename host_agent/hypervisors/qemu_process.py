@@ -22,6 +22,7 @@ from host_agent.programs import lean_argv
 
 from .base import HypervisorError
 from .leash import SOCKET
+from .process_end import process_end
 
 PROGRAM = Path(__file__).with_name("leash.py")
 DEADLINE = 30.0  # seconds for the leash to start, and to answer
@@ -104,8 +105,10 @@ class QemuProcess:
     def _lost(self) -> None:
         self._line = None
         if self.pid is not None:
-            # It is QEMU's parent, and QEMU is killed with it.
-            self._end(HowItEnded(0, int(signal.SIGKILL), "its leash was killed", None))
+            # It is QEMU's parent, and QEMU is killed with it; until it is gone its disk is locked.
+            how = HowItEnded(0, int(signal.SIGKILL), "its leash was killed", None)
+            gone = process_end(self._reactor, self.pid).addTimeout(DEADLINE, self._reactor)
+            gone.addBoth(lambda _: self._end(how))
 
     def _end(self, how: HowItEnded) -> None:
         self.pid = None
