@@ -112,7 +112,8 @@ class Connection:
         return {"copied": str(shutil.copy(source, home(vm) / destination))}
 
     def do_get(self, vm: str, source: str, destination: str, **_args: Any) -> dict[str, Any]:
-        copied = Path(shutil.copy(home(vm) / source, destination))
+        whole = shutil.copy(home(vm) / source, f"{destination}.part")  # as the real one: whole, or not at all
+        copied = Path(whole).replace(destination)
         return {"copied": str(copied), "sha256": copied.read_bytes().hex()}
 
     def do_signal(self, command: str, signal: str) -> dict[str, Any]:
