@@ -71,12 +71,6 @@ class Command:
         return self.state is State.ENDED
 
     @property
-    def asked_at(self) -> float | None:
-        """Seconds since 1970."""
-        at = self.record.request.get("at")
-        return float(at) if isinstance(at, (int, float)) else None
-
-    @property
     def about(self) -> dict[str, Any]:
         """What the log says with each event of this command."""
         name = self.guest.name if self.guest is not None else self.record.guest
@@ -259,7 +253,9 @@ class Commands:
                 "{vm} {command}: runs as process {pid}",
                 event=Happened.COMMAND_STARTED,
                 pid=message.pid,
-                latency_s=None if command.asked_at is None else max(0.0, command.started_at - command.asked_at),
+                latency_s=None
+                if command.record.asked_at is None
+                else max(0.0, command.started_at - command.record.asked_at),
                 **command.about,
             )
             command.tell("started", {"command": command.id, "pid": message.pid})

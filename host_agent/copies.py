@@ -56,12 +56,6 @@ class Copy:
         return kind(self.id, request["token"], request["guest_path"])
 
     @property
-    def asked_at(self) -> float | None:
-        """Seconds since 1970."""
-        at = self.record.request.get("at")
-        return float(at) if isinstance(at, (int, float)) else None
-
-    @property
     def about(self) -> dict[str, Any]:
         """What the log says with each event of this copy."""
         name = self.guest.name if self.guest is not None else self.record.guest
@@ -203,7 +197,7 @@ class Copies:
             reason=result.reason,
             bytes=result.bytes,
             files=result.files,
-            seconds=None if copy.asked_at is None else max(0.0, copy.ended_at - copy.asked_at),
+            seconds=None if copy.record.asked_at is None else max(0.0, copy.ended_at - copy.record.asked_at),
             **copy.about,
         )
         self._close(copy)

@@ -36,6 +36,12 @@ class Record:
     def is_copy(self) -> bool:
         return bool(self.request["is"] == "copy")
 
+    @property
+    def asked_at(self) -> float | None:
+        """Seconds since 1970; None: an older host agent did not write it down."""
+        at = self.request.get("at")
+        return float(at) if isinstance(at, (int, float)) else None
+
 
 class Outbox:
     """`records` by id, oldest first."""

@@ -84,7 +84,7 @@ class Outward(Factory):
         try:
             return [str(ipaddress.ip_address(host))]
         except ValueError:
-            pass
+            transport.abortConnection()
         found: list[str] = []
         done: Deferred[None] = Deferred()
 
@@ -145,7 +145,23 @@ def target_of(head: bytes) -> Target:
     return Target(parts.hostname, port or 80, b"\r\n".join([*lines, b"", b""]))
 
 
-class _FromGuest(Protocol):
+class _Side(Protocol):
+    """One of the two connections that are joined."""
+
+    def hang_up(self) -> None:
+        """The other side has; what is on its way still goes out."""
+        if self.transport is not None:
+            transport: Any = self.transport
+            transport.unregisterProducer()
+            transport.loseConnection()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            transport: Any = self.transport
+            transport.abortConnection()
+
+
+class _FromGuest(_Side):
     """A guest's connection: first a request, then whatever follows."""
 
     _log = Logger()
@@ -212,18 +228,6 @@ class _FromGuest(Protocol):
         if self.transport is not None:
             self.transport.write(data)
 
-    def finished(self) -> None:
-        """The world has hung up."""
-        if self.transport is not None:
-            transport: Any = self.transport
-            transport.unregisterProducer()
-            transport.loseConnection()
-
-    def abort(self) -> None:
-        if self.transport is not None:
-            transport: Any = self.transport
-            transport.abortConnection()
-
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._outward._connections.discard(self)
         if self._late.active():
@@ -232,7 +236,7 @@ class _FromGuest(Protocol):
             self.other.hang_up()
 
 
-class _ToWorld(Protocol):
+class _ToWorld(_Side):
     """The connection to a public address."""
 
     def __init__(self, guest: _FromGuest, outward: Outward) -> None:
@@ -251,19 +255,8 @@ class _ToWorld(Protocol):
     def dataReceived(self, data: bytes) -> None:
         self._guest.received(data)
 
-    def hang_up(self) -> None:
-        if self.transport is not None:
-            transport: Any = self.transport
-            transport.unregisterProducer()
-            transport.loseConnection()
-
-    def abort(self) -> None:
-        if self.transport is not None:
-            transport: Any = self.transport
-            transport.abortConnection()
-
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._guest.finished()
+        self._guest.hang_up()
 
 
 def _producer(side: Protocol) -> Any:
