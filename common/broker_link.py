@@ -281,9 +281,13 @@ class BrokerLink:
         drain.timer = self._reactor.callLater(DRAIN_SECONDS, self._end_drain, number, False)
         return done
 
+    def hurry(self) -> None:
+        """End the wait between two connections, now or when it begins."""
+        self._hurry.set()
+
     def reconnect(self, reason: str) -> None:
         """What leads nowhere any more is given up, and a new connection is made at once."""
-        self._hurry.set()
+        self.hurry()
         connection = self._connection
         if connection is not None and self.connected:
             connection.fail(reason)

@@ -107,6 +107,10 @@ class GuestAgent:
         self._broker.reconnect("this machine was restored")
         self._copier.restored()
 
+    def host_is_there(self) -> None:
+        """A pause between two attempts to connect need not be waited for."""
+        self._broker.hurry()
+
     # -- the broker
 
     def broker_connected(self) -> None:

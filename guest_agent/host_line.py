@@ -5,6 +5,7 @@
     {"config": true, "restored": true, "changed": true}  the settings are others now: it was restored elsewhere
 
 A restored machine's connections are broken, though nothing in it can know: what it waits for would never come.
+Any other line says that a host agent is there: it need not be waited for.
 """
 
 from __future__ import annotations
@@ -28,14 +29,20 @@ STDIN = 0
 
 @implementer(IReadDescriptor)
 class HostLine:
-    """Calls `restored` when this machine goes on from an earlier state, `changed` when it has other settings."""
+    """Calls `restored` when this machine goes on from an earlier state, `changed` when it has other settings.
+
+    Calls `there` when a host agent says anything else.
+    """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, restored: Callable[[], None], changed: Callable[[], None]) -> None:
+    def __init__(
+        self, reactor: Any, restored: Callable[[], None], changed: Callable[[], None], there: Callable[[], None]
+    ) -> None:
         self._reactor = reactor
         self._restored = restored
         self._changed = changed
+        self._there = there
         self._words = b""
 
     def start(self) -> None:
@@ -64,6 +71,8 @@ class HostLine:
             elif told.get("restored"):
                 self._log.info("this machine goes on from an earlier state")
                 self._restored()
+            else:
+                self._there()
 
     def connectionLost(self, reason: Failure) -> None:
         pass  # the reactor ends

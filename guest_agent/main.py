@@ -82,7 +82,7 @@ def _run_agent(config_path: Path, home: Path, host_line: bool, log_format: str, 
     log.about.update(vm=config.name, instance=config.guest)
     agent = build_guest_agent(reactor, config, home)
     if host_line:
-        HostLine(reactor, agent.restored, agent.settings_changed).start()
+        HostLine(reactor, agent.restored, agent.settings_changed, agent.host_is_there).start()
     reactor.addSystemEventTrigger("before", "shutdown", agent.stop)
     reactor.run()
     return 0

@@ -84,7 +84,7 @@ class Outward(Factory):
         try:
             return [str(ipaddress.ip_address(host))]
         except ValueError:
-            transport.abortConnection()
+            pass  # a name
         found: list[str] = []
         done: Deferred[None] = Deferred()
 
@@ -191,9 +191,7 @@ class _FromGuest(_Side):
             if end:
                 self._asked, self._early = True, rest
                 self._late.cancel()
-                Deferred.fromCoroutine(self._serve(head + end)).addErrback(
-                    lambda failure: self._log.failure("a guest's request failed", failure)
-                )
+                Deferred.fromCoroutine(self._serve(head + end)).addErrback(self._failed)
             elif len(self._head) > HEAD_MOST:
                 self.abort()
 
@@ -215,6 +213,10 @@ class _FromGuest(_Side):
         transport: Any = self.transport
         transport.registerProducer(_producer(other), True)
         other.push_to(_producer(self))
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("a guest's request failed", failure)
+        self._answer("500 Internal Server Error", b"the proxy failed: its log says why\n")
 
     def _answer(self, status: str, body: bytes) -> None:
         if self.transport is not None:

@@ -3,8 +3,8 @@
     {"time": seconds since 1970, "seed": hexadecimal, "restored": bool, "config": the settings of a clone}
 
 The guest sets its clock by it and seeds its random numbers, which another machine from the same state would share.
-After a restore its connections are broken, and it makes new ones without waiting for their time-outs. A guest that
-does not listen loses nothing else.
+After a restore its connections are broken, and it makes new ones without waiting for their time-outs; at any other
+line it tries at once what it would try later. A guest that does not listen loses nothing else.
 """
 
 from __future__ import annotations

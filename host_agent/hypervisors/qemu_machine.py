@@ -98,6 +98,7 @@ class QemuMachine(QemuVm):
         await self._launch(how, config)
         # QEMU has read the settings; nobody else on this host needs to find the secret in them.
         config.unlink(missing_ok=True)
+        self._intend(MachineState.RUNNING)
         self._change(MachineState.RUNNING)
 
     async def _start_clone(self, clone: Clone, how: str) -> bool:
@@ -109,6 +110,7 @@ class QemuMachine(QemuVm):
                 await self._memory.read(qmp, memory.fileno())
             await qmp.execute("cont")
             self._host_line.say(restored=True, config=self.spec.guest_config.decode("utf-8"))
+            self._intend(MachineState.RUNNING)
         except (HypervisorError, defer.TimeoutError, OSError) as error:
             self._log.warn("{name} boots: its template is of no use: {error}", name=self.spec.name, error=error)
             await self._end()
@@ -162,20 +164,24 @@ class QemuMachine(QemuVm):
         try:
             await ready.addTimeout(START_DEADLINE, self._reactor)
             qmp = self._steered()
-            status = (await qmp.execute("query-status"))["status"]
+            status, intent = (await qmp.execute("query-status"))["status"], self._intent()
             unfinished = status in ("inmigrate", "prelaunch", "internal-error", "io-error", "guest-panicked")
+            unfinished = unfinished or (status == "paused" and intent is MachineState.STARTING)
             if unfinished or self._states.current is not None:
                 # The agent died while it restored or saved the VM: what is on the disk is whole.
                 self._asked_to_end = MachineState.SAVED if self._states.current is not None else MachineState.CRASHED
                 await self._end()
                 return
-            if await self._memory.cancel(qmp):  # a snapshot that its agent did not finish
-                status = (await qmp.execute("query-status"))["status"]
+            await self._memory.cancel(qmp)  # a snapshot that its agent did not finish
+            status = (await qmp.execute("query-status"))["status"]
+            before = MachineState.PAUSED if intent is MachineState.PAUSED else MachineState.RUNNING
             if status in ("postmigrate", "finish-migrate"):
-                await qmp.execute("cont")
-                status = "running"
-            self.state = MachineState.PAUSED if status == "paused" else MachineState.RUNNING
-            self._throttle(self.state is MachineState.RUNNING)
+                await self._as_before(qmp, before)
+            elif status != before.value:
+                await qmp.execute("stop" if before is MachineState.PAUSED else "cont")
+            self.state = before
+            self._throttle(before is MachineState.RUNNING)
+            self._host_line.say(restored=False)  # its connections ended with that agent: there is another now
         except (HypervisorError, defer.TimeoutError) as error:
             self._log.warn("{name} cannot be taken over: {error}", name=self.spec.name, error=error)
             self._asked_to_end = MachineState.CRASHED
@@ -322,6 +328,7 @@ class QemuMachine(QemuVm):
             self._states.runs()
             await qmp.execute("cont")
             self._host_line.say(restored=True)
+            self._intend(MachineState.RUNNING)
         except (HypervisorError, defer.TimeoutError, OSError) as error:
             compressor.kill()
             words = await compressor.ended

@@ -39,6 +39,7 @@ START_DEADLINE = 30.0  # seconds from the start of QEMU to its first words on QM
 LEAST_SHARE = 0.05  # of the time, which a guest's agent needs to stay in touch
 QUIT_DEADLINE = 5.0  # until SIGTERM, and then until SIGKILL
 DISK = "disk.qcow2"
+INTENT = "intent"  # a file in the VM's place, for the agent that takes it over: the state it is meant to be in
 
 _ALIVE = (MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED)
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x09\x0b-\x1f\x7f]")
@@ -116,6 +117,7 @@ class QemuVm:
             raise HypervisorError(f"the VM {self.spec.name} is being removed")
         self._asked_to_end, self._guest_ended = after, ""
         self._killed_for_memory = oom_kills()
+        self._intend(MachineState.STARTING)
         self._change(MachineState.STARTING, how)
         self._listen()
         forwards = self._ports.forwards(GATEWAY)
@@ -160,6 +162,16 @@ class QemuVm:
                 waiting.callback(None)
 
         qmp.ready.addCallbacks(ready, lambda _: None)
+
+    def _intend(self, state: MachineState) -> None:
+        """QEMU alone cannot tell a pause from a moment in which a state is written or read."""
+        (self._place / INTENT).write_text(state.value)
+
+    def _intent(self) -> MachineState:
+        try:
+            return MachineState((self._place / INTENT).read_text())
+        except (OSError, ValueError):  # its agent died while it wrote
+            return MachineState.RUNNING
 
     # -- what QEMU says
 
@@ -224,7 +236,9 @@ class QemuVm:
 
     async def _pause(self) -> None:
         if self.state is not MachineState.PAUSED:
-            await self._steered().execute("stop")
+            qmp = self._steered()
+            self._intend(MachineState.PAUSED)
+            await qmp.execute("stop")
             self._change(MachineState.PAUSED)
 
     def resume(self) -> Deferred[None]:
@@ -232,7 +246,9 @@ class QemuVm:
 
     async def _resume(self) -> None:
         if self.state is not MachineState.RUNNING:
-            await self._steered().execute("cont")
+            qmp = self._steered()
+            self._intend(MachineState.RUNNING)
+            await qmp.execute("cont")
             self._host_line.say(restored=False)
             self._change(MachineState.RUNNING)
 

@@ -184,6 +184,19 @@ async def test_this_hosts_own_public_address(site: Site, monkeypatch: pytest.Mon
 
 
 @ensureDeferred
+async def test_a_fault_of_ours_is_an_answer_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(address: str) -> bool:
+        raise RuntimeError(address)
+
+    monkeypatch.setattr(outward, "is_public", broken)
+    site.out.switch(True)
+    guest = await site.guest()
+    guest.say(b"CONNECT 127.0.0.1:443 HTTP/1.1\r\n\r\n")
+    await guest.ended.addTimeout(DEADLINE, reactor)
+    assert guest.heard.startswith(b"HTTP/1.1 500 ")
+
+
+@ensureDeferred
 async def test_a_head_without_an_end(site: Site) -> None:
     site.out.switch(True)
     guest = await site.guest()

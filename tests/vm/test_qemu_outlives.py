@@ -132,7 +132,12 @@ async def test_a_paused_vm_is_found_paused(holder: Holder) -> None:
     again = await holder.adopt()
     assert again is not None
     assert state_of(again) is MachineState.PAUSED
-    await again.destroy()
+    await again.resume()
+    await again.leave()
+    once_more = await holder.adopt()
+    assert once_more is not None
+    assert state_of(once_more) is MachineState.RUNNING
+    await once_more.destroy()
 
 
 @ensureDeferred
