@@ -7,11 +7,7 @@ and only on the loopback, where everybody on this host can use it.
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import inspect
-import re
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +31,7 @@ from .broker.settings import is_loopback
 from .commands import new_id
 from .hypervisors.images import list_images
 from .operations import Operations
+from .xmlrpc_values import RUSAGE, STATES, as_literal, as_results, as_seconds, as_text, snapshot_name
 
 PORT = 8080  # the original's
 FAULT = -1  # the original's code for every error
@@ -42,26 +39,6 @@ MOST_REQUEST = 1024 * 1024  # bytes
 MOST_COMMANDS = 10_000  # whose details and results are kept
 GRACE = 35.0  # seconds without a word after which a VM is not listed as registered
 DEAD_AFTER = 1.5  # times the grace, as then
-SAVED = "saved"  # a state, not one of the snapshots that people make
-
-# By the words of `docs/control.md`.
-STATES = {
-    "defined": "PoweredOff",
-    "starting": "Starting",
-    "running": "Running",
-    "paused": "Paused",
-    "saved": "Saved",
-    "stopped": "PoweredOff",
-    "crashed": "Aborted",
-    "destroyed": "PoweredOff",
-}
-# In the order of getrusage(2); what a guest does not measure is 0.
-RUSAGE = (
-    "ru_utime", "ru_stime", "ru_maxrss", "ru_ixrss", "ru_idrss", "ru_isrss", "ru_minflt", "ru_majflt",
-    "ru_nswap", "ru_inblock", "ru_oublock", "ru_msgsnd", "ru_msgrcv", "ru_nsignals", "ru_nvcsw", "ru_nivcsw",
-)  # fmt: skip
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|\r")
-_SNAPSHOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @attrs.define
@@ -131,7 +108,7 @@ class VMController(xmlrpc.XMLRPC):
         return {vm["vm"]: vm for vm in self._operations.vms({}, lambda _name, _data: None)["vms"]}
 
     async def _steer(self, call: str, vm: str, **args: Any) -> bool:
-        await self._call(call, vm=_text("the VM", vm), **args)
+        await self._call(call, vm=as_text("the VM", vm), **args)
         return True
 
     # -- machines
@@ -165,20 +142,20 @@ class VMController(xmlrpc.XMLRPC):
             raise ConfigError(f"there is a VM named {name} already")
         if len(self._images) >= MOST_COMMANDS:
             raise ConfigError(f"there are {MOST_COMMANDS} VMs already")
-        image = _text("the image", hddImagePath)
+        image = as_text("the image", hddImagePath)
         # A path in the original's sense led to a file of the image; a directory is what we have.
         path = Path(image).absolute()
         if path.is_file():
             image = str(path.parent)
         elif path.is_dir():
             image = str(path)
-        self._operations.check_image(_text("the VM", name), image)
+        self._operations.check_image(as_text("the VM", name), image)
         self._images[name] = image
         return [True, name]
 
     async def xmlrpc_start(self, vm: str) -> bool:
         """Start a VM, or go on with one that is saved."""
-        known = self._vms().get(_text("the VM", vm))
+        known = self._vms().get(as_text("the VM", vm))
         if known is not None and known["state"] == "running":
             return True
         if known is not None and known["state"] in ("stopped", "crashed"):
@@ -209,7 +186,7 @@ class VMController(xmlrpc.XMLRPC):
 
     def xmlrpc_getState(self, vm: str) -> str:
         """PoweredOff, Saved, Aborted, Running, Paused or Starting."""
-        known = self._vms().get(_text("the VM", vm))
+        known = self._vms().get(as_text("the VM", vm))
         if known is not None:
             return STATES[known["state"]]
         if vm not in self.xmlrpc_listAvailableVMs():
@@ -218,21 +195,21 @@ class VMController(xmlrpc.XMLRPC):
 
     async def xmlrpc_saveSnapshot(self, vm: str, name: str = "", desc: str = "") -> bool:
         """Keep the VM as it is; it goes on."""
-        snapshot = snapshot_name(_text("the snapshot", name))
+        snapshot = snapshot_name(as_text("the snapshot", name))
         await self._steer("snapshot_vm", vm, snapshot=snapshot)
         self._newest[vm] = snapshot
         return True
 
     async def xmlrpc_restoreSnapshot(self, vm: str, name: str = "") -> bool:
         """Back to the newest snapshot, or to one by name."""
-        snapshot = snapshot_name(name) if name else self._newest.get(_text("the VM", vm), "")
+        snapshot = snapshot_name(name) if name else self._newest.get(as_text("the VM", vm), "")
         if not snapshot:
             raise ConfigError(f"The VM {vm} has no snapshot of this interface.", "saveSnapshot makes one")
         return await self._steer("restore_vm", vm, snapshot=snapshot)
 
     def xmlrpc_getPerformanceData(self, vm: str) -> list[dict[str, Any]]:
         """What VirtualBox's collector gave: one structure for each measure."""
-        known = self._vms().get(_text("the VM", vm))
+        known = self._vms().get(as_text("the VM", vm))
         if known is None:
             raise ConfigError(f"No VM is named {vm}.")
         measures = [("CPU/Time", "s", known["cpu_s"]), ("RAM/Usage/Total", "MB", known["memory_mb"])]
@@ -246,10 +223,10 @@ class VMController(xmlrpc.XMLRPC):
 
     async def xmlrpc_ping(self, toVmName: str, timeout_secs: float = 5.0) -> str:
         """`PONG from NAME`, or a fault when there is no answer in time."""
-        seconds = _seconds(timeout_secs)
+        seconds = as_seconds(timeout_secs)
         clock: Any = self._operations.clock
         try:
-            await self._call("ping", vm=_text("the VM", toVmName)).addTimeout(seconds, clock)
+            await self._call("ping", vm=as_text("the VM", toVmName)).addTimeout(seconds, clock)
         except defer.TimeoutError:
             raise VMwrapperError(f"PING timeout (for {toVmName})") from None
         return f"PONG from {toVmName}"
@@ -260,15 +237,15 @@ class VMController(xmlrpc.XMLRPC):
         self, toVmName: str, cmd: str, args: Any = (), env: Any = None, path: Any = None, fileForStdin: Any = ""
     ) -> str:
         """Run a program in a VM; gives the command's id. What it prints comes with getCmdResults."""
-        words, environment = _literal("args", args, (list, tuple), []), _literal("env", env, dict, {})
-        directory = _literal("path", path, str, "")
+        words, environment = as_literal("args", args, (list, tuple), []), as_literal("env", env, dict, {})
+        directory = as_literal("path", path, str, "")
         command = new_id()
         request = {
-            "vm": _text("the VM", toVmName),
-            "argv": [_text("cmd", cmd), *(str(word) for word in words)],
+            "vm": as_text("the VM", toVmName),
+            "argv": [as_text("cmd", cmd), *(str(word) for word in words)],
             "env": {str(name): str(value) for name, value in environment.items()},
             "cwd": directory,
-            "stdin": _text("fileForStdin", fileForStdin or ""),
+            "stdin": as_text("fileForStdin", fileForStdin or ""),
             "command": command,
         }
         details = {
@@ -282,7 +259,7 @@ class VMController(xmlrpc.XMLRPC):
         def ended(result: Mapping[str, Any]) -> None:
             for name in output:
                 output[name] += self._operations.output(command, name)
-            sent.results = _results(result, bytes(output["stdout"]), bytes(output["stderr"]))
+            sent.results = as_results(result, bytes(output["stdout"]), bytes(output["stderr"]))
 
         def failed(failure: Failure) -> None:
             refused.append(failure)
@@ -308,7 +285,7 @@ class VMController(xmlrpc.XMLRPC):
 
     def xmlrpc_getCmdResults(self, cmdId: str) -> dict[str, Any] | str:
         """How a command ended: out, err, finished, exitCodeOrSignal, resources. Once; before, and again, it is ""."""
-        sent = self._sent.get(_text("the command", cmdId))
+        sent = self._sent.get(as_text("the command", cmdId))
         if sent is None or not sent.results:
             return ""
         results, sent.results = sent.results, {}
@@ -316,7 +293,7 @@ class VMController(xmlrpc.XMLRPC):
 
     def xmlrpc_getCmdDetails(self, cmdId: str) -> str:
         """What was asked for, as the text of a Python dictionary."""
-        sent = self._sent.get(_text("the command", cmdId))
+        sent = self._sent.get(as_text("the command", cmdId))
         return repr(sent.details if sent is not None else None)
 
     # -- copies
@@ -325,16 +302,16 @@ class VMController(xmlrpc.XMLRPC):
         self, vmName: str, pathToLocalFileName: str, pathToRemoteFileName: str | None = None
     ) -> list[Any]:
         """Copy a file into a VM. Gives [out, err, status]; status 0 is success."""
-        local = Path(_text("the file", pathToLocalFileName))
-        remote = _text("the destination", pathToRemoteFileName or local.name)
+        local = Path(as_text("the file", pathToLocalFileName))
+        remote = as_text("the destination", pathToRemoteFileName or local.name)
         return await self._copy("put", vm=vmName, source=str(local.absolute()), destination=remote)
 
     async def xmlrpc_cpFileFromVM(
         self, vmName: str, pathToRemoteFileName: str, pathToLocalFileName: str | None = None
     ) -> list[Any]:
         """Copy a file out of a VM. Gives [out, err, status]."""
-        remote = _text("the file", pathToRemoteFileName)
-        local = Path(_text("the destination", pathToLocalFileName or remote))
+        remote = as_text("the file", pathToRemoteFileName)
+        local = Path(as_text("the destination", pathToLocalFileName or remote))
         return await self._copy("get", vm=vmName, source=remote, destination=str(local.absolute()))
 
     async def _copy(self, call: str, **args: Any) -> list[Any]:
@@ -361,71 +338,6 @@ class VMController(xmlrpc.XMLRPC):
             return f"{methodName}({', '.join(names)}):\n{inspect.getdoc(function) or '<No Docstring>'}"
         methods = sorted(name[len("xmlrpc_") :] for name in dir(self) if name.startswith("xmlrpc_"))
         return "\n\n".join(self.xmlrpc_help(name) for name in methods)
-
-
-def _results(result: Mapping[str, Any], out: bytes, err: bytes) -> dict[str, Any]:
-    """As the original had it. What ended otherwise than by exiting is not `finished`, and tells its signal or -1."""
-    finished = result["outcome"] == "exited"
-    number = result["exit_code"] if finished else -1
-    if result["outcome"] == "signalled":
-        number = getattr(signal.Signals.__members__.get(f"SIG{result['signal']}"), "value", -1)
-    if not finished and result.get("reason"):
-        err += f"{result['reason']}\n".encode()
-    used = {
-        "ru_utime": result["user_s"],
-        "ru_stime": result["system_s"],
-        "ru_maxrss": result["max_rss_bytes"] // 1024,
-    }
-    return {
-        "out": _printable(out),
-        "err": _printable(err),
-        "finished": finished,
-        "exitCodeOrSignal": number,
-        "resources": {name: used.get(name, 0) for name in RUSAGE},
-    }
-
-
-def _printable(data: bytes) -> str | xmlrpc.Binary:
-    """Text as text; what XML cannot carry as it is goes as base64."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        return xmlrpc.Binary(data)
-    return xmlrpc.Binary(data) if _NOT_XML.search(text) else text
-
-
-def snapshot_name(name: str) -> str:
-    """Any name that a client gives, as one that can be part of a file's name; different ones stay different."""
-    if _SNAPSHOT.fullmatch(name) and name != SAVED:
-        return name
-    plain = re.sub(r"[^A-Za-z0-9_-]", "-", name)[:40]
-    return f"s-{plain}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-
-
-def _text(what: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ConfigError(f"{what} must be a text, not {value!r}"[:200])
-    return value
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 3600:
-        raise ConfigError(f"timeout_secs must be from above 0 to 3600, not {value!r}"[:200])
-    return float(value)
-
-
-def _literal(what: str, value: Any, kind: type | tuple[type, ...], default: Any) -> Any:
-    """An argument that the original's clients send as it is, or as the text of a Python literal ('{}', 'None')."""
-    if isinstance(value, str) and (kind is not str or value == "None"):
-        try:
-            value = ast.literal_eval(value) if value else None
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise ConfigError(f"{what} is not a Python literal: {value[:80]!r}") from None
-    if value is None or value == ():
-        return default
-    if not isinstance(value, kind):
-        raise ConfigError(f"{what} cannot be {value!r}"[:200])
-    return value
 
 
 def serve_xmlrpc(reactor: Any, address: str, operations: Operations, grace: float = 0.0) -> IListeningPort:
