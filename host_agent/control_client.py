@@ -10,13 +10,14 @@ import json
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from common.errors import ConfigError, VMwrapperError
+from common.files import endpoints_dir
 
 MAX_LINE = 1 << 20
 SEND_DEADLINE_S = 10.0
@@ -79,6 +80,31 @@ def read_endpoint(path: Path) -> Endpoint:
             return parse_endpoint(file.read(65536))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", "is the host agent running?") from None
+
+
+def endpoints() -> list[Endpoint]:
+    """Every host agent of this user that runs."""
+    return [endpoint for endpoint, _file, alive in _endpoints() if alive]
+
+
+def remove_dead_endpoints() -> list[Path]:
+    """Host agents that were killed left files; gives those that were removed."""
+    dead = [file for _endpoint, file, alive in _endpoints() if not alive]
+    for file in dead:
+        file.with_suffix(".sock").unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+    return dead
+
+
+def _endpoints() -> Iterator[tuple[Endpoint, Path, bool]]:
+    import psutil
+
+    for file in sorted(endpoints_dir().glob("*.json")):
+        try:
+            endpoint = read_endpoint(file)
+        except ConfigError:
+            continue  # being written, or removed at this moment
+        yield endpoint, file, psutil.pid_exists(endpoint.pid)
 
 
 @attrs.define(eq=False)

@@ -17,6 +17,8 @@ import psutil
 
 from common.files import runtime_dir, write_private
 
+from .control_client import remove_dead_endpoints
+
 ENTRY = "entry.json"
 SAVED_BY_VIRTUALBOX = "machine/Snapshots/*.sav"  # states and snapshots, below the directory of a VM
 STATES = "states.json"  # in the directory of a VM that can be restored
@@ -91,7 +93,7 @@ def sweep() -> list[str]:
             removed.append(f"removed {directory}")
         shutil.rmtree(place, ignore_errors=True)
         removed.append(f"removed {place}")
-    return removed
+    return removed + [f"removed {file}: its host agent was killed" for file in remove_dead_endpoints()]
 
 
 def _unregister(hypervisor: str, machine: str, directory: Path) -> str:

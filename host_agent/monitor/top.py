@@ -12,8 +12,7 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Footer, Input, Static, TabbedContent, TabPane
 
-from host_agent.control_client import Endpoint
-from host_agent.vmctl.agents import endpoints
+from host_agent.control_client import Endpoint, endpoints
 
 from .gather import Gatherer
 from .model import Model

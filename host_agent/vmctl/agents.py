@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import attrs
-import psutil
 
 from common.errors import ConfigError
-from common.files import endpoints_dir
-from host_agent.control_client import ControlClient, ControlError, Endpoint, read_endpoint
+from host_agent.control_client import ControlClient, ControlError, endpoints
 
 
 @attrs.frozen
@@ -20,22 +18,6 @@ class Found:
     client: ControlClient
     agent: str
     vm: dict[str, Any]
-
-
-def endpoints() -> list[Endpoint]:
-    """Every host agent of this user that runs. Files of agents that died are removed."""
-    found = []
-    for file in sorted(endpoints_dir().glob("*.json")):
-        try:
-            endpoint = read_endpoint(file)
-        except ConfigError:
-            continue  # being written, or removed at this moment
-        if psutil.pid_exists(endpoint.pid):
-            found.append(endpoint)
-        else:
-            file.unlink(missing_ok=True)
-            file.with_suffix(".sock").unlink(missing_ok=True)
-    return found
 
 
 def every_vm() -> Iterator[Found]:

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"the monitor needs the Python package {error.name}", "pip install 'vmwrapper[ops]'"
         ) from None
-    from .agents import endpoints
+    from host_agent.control_client import endpoints
 
     start_logging("monitor")
     interface, port = split_address(options.listen)

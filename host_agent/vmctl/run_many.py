@@ -12,9 +12,7 @@ from typing import Any
 import attrs
 
 from common.errors import ConfigError
-from host_agent.control_client import ControlClient, ControlError
-
-from .agents import endpoints
+from host_agent.control_client import ControlClient, ControlError, endpoints
 
 LONGEST_LINE = 64 * 1024  # bytes that wait for the end of their line
 

@@ -16,9 +16,7 @@ import attrs
 
 from common.errors import ConfigError
 from common.logs import KEPT, MOST_BYTES
-from host_agent.control_client import ControlClient, ControlError
-
-from .agents import endpoints
+from host_agent.control_client import ControlClient, ControlError, endpoints
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3})Z (\S+) \w+: (.*)")
 MOST_LINES = 10_000

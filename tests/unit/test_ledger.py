@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from common.files import endpoints_dir
+from host_agent.control_client import endpoints
 from host_agent.ledger import ENTRY, LedgerEntry, ledger_dir, sweep
 
 
@@ -69,3 +72,16 @@ def test_an_entry_that_cannot_be_read_is_left(content: bytes) -> None:
     (place / ENTRY).write_bytes(content)
     assert sweep() == []
     assert place.is_dir()
+
+
+def test_where_a_killed_agent_listened(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    for name, pid in (("dead", dead.pid), ("alive", os.getpid())):
+        words = {"agent": name, "pid": pid, "socket": f"{endpoints_dir()}/{name}.sock"}
+        (endpoints_dir() / f"{name}.json").write_text(json.dumps(words))
+        (endpoints_dir() / f"{name}.sock").touch()
+    (endpoints_dir() / "made-now.json").touch()
+    assert [each.agent for each in endpoints()] == ["alive"]
+    assert sweep() == [f"removed {endpoints_dir()}/dead.json: its host agent was killed"]
+    assert sorted(file.name for file in endpoints_dir().iterdir()) == ["alive.json", "alive.sock", "made-now.json"]

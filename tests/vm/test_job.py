@@ -196,25 +196,38 @@ MANAGED = """\
     <stdout_filename>stdout_agent</stdout_filename>
     <stderr_filename>stderr_agent</stderr_filename>
   </VMmanage_task>
+  <VMmanage_task>
+    <application>sh</application>
+    <command_line>-c "setsid sleep 1000"</command_line>
+  </VMmanage_task>
   <task>
     <virtualmachine>box</virtualmachine>
     <application>sh</application>
-    <command_line>-c "echo hello"</command_line>
+    <command_line>-c "echo hello; sleep 1"</command_line>
     <stdout_filename>stdout</stdout_filename>
   </task>
 </job_desc>
 """
 
 
-def test_a_host_agent_that_the_job_itself_manages(tmp_path: Path) -> None:
+def test_a_host_agent_that_the_job_itself_manages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens to the wrapper, what manages VMs ends with it; the next one begins with new ones."""
     slot = tmp_path / "slot"
     slot.mkdir()
     (slot / "job.xml").write_text(MANAGED)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     command = [sys.executable, "-P", "-m", "host_agent.wrapper.main"]
-    done = subprocess.run(
-        command, cwd=slot, env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False
-    )
+    with subprocess.Popen(command, cwd=slot, stderr=subprocess.DEVNULL) as wrapper:
+        until = time.monotonic() + DEADLINE
+        while not (slot / "stdout").exists() or not (slot / "stdout").read_bytes():
+            assert time.monotonic() < until and wrapper.poll() is None, (slot / "stderr.txt").read_text()
+            time.sleep(0.05)
+        tree = psutil.Process(wrapper.pid).children(recursive=True)
+        assert {"sleep", "vmwrapper-host-"} <= {each.name()[:15] for each in tree}
+        wrapper.kill()
+    _gone, alive = psutil.wait_procs(tree, timeout=30)
+    assert alive == []
+    done = subprocess.run(command, cwd=slot, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 0, done.stderr
     assert (slot / "stdout").read_text() == "hello\n"
     assert left_behind(slot) == []
