@@ -25,6 +25,15 @@ def _probe_kernel() -> bytes:
     return (header + code).ljust(512, b"\0")
 
 
+def remedy(why_not: str) -> str:
+    """What a person can do about one of the reasons that a probe gives."""
+    if why_not.startswith("this host has no"):
+        return "switch on virtualisation in the firmware, then: modprobe kvm_intel, or kvm_amd"
+    if why_not.startswith(str(DEVICE)):
+        return "be a member of the group kvm, and log in anew"
+    return "end other hypervisors; a host that is itself a VM needs nested virtualisation"
+
+
 class KvmProbe:
     """Asks once and remembers. `why_not()` fires with "" where KVM works, else with the reason."""
 

@@ -21,7 +21,7 @@ from common.errors import ConfigError
 from host_agent.ledger import LedgerEntry, ledger_dir, owned_by_another
 
 from .base import Capabilities, HypervisorError, Machine, MachineSpec, Requirement
-from .kvm import KvmProbe
+from .kvm import KvmProbe, remedy
 from .qemu_machine import QemuMachine
 from .qemu_options import GATEWAY, KVM, QEMU, QEMU_IMG, REMEDY, TCG, program
 from .qemu_states import ZSTD, States
@@ -63,11 +63,10 @@ class QemuHypervisor:
         if found[0].met:
             why_not = await self._accelerator()
             words = "works" if not why_not else f"cannot be used: {why_not}; VMs run emulated, about ten times slower"
-            remedy = "switch on virtualisation in the firmware, and be a member of the group kvm"
-            found.append(Requirement("KVM", not why_not, words, remedy, fatal=False))
+            found.append(Requirement("KVM", not why_not, words, remedy(why_not), fatal=False))
         free = psutil.virtual_memory().available // 2**20
-        remedy = "close other programs, or give VMs less memory"
-        found.append(Requirement("free memory", free >= FREE_MEMORY_MB, f"{free} MB", remedy, fatal=False))
+        less = "close other programs, or give VMs less memory"
+        found.append(Requirement("free memory", free >= FREE_MEMORY_MB, f"{free} MB", less, fatal=False))
         return found
 
     def _accelerator(self) -> Deferred[str]:

@@ -145,7 +145,7 @@ class _Parser:
             else:
                 graphics = bool(self.value(child, Type.BOOL))
         if not tasks[TaskKind.TASK]:
-            raise self.error(root, "has no <task>: there is nothing to run", tag="task")
+            raise self.missing(root, "has no <task>: there is nothing to run", "task")
         return Job(
             path=self.path,
             unzip_tasks=tuple(tasks[TaskKind.UNZIP]),
@@ -177,7 +177,7 @@ class _Parser:
             else:
                 values[tag.field] = value
         if "application" not in values:
-            raise self.error(element, f"<{kind.value}> needs an <application>", tag="application")
+            raise self.missing(element, f"<{kind.value}> needs an <application>", "application")
         self.check_task(kind, values, lines)
         if values.get("daemon"):
             number = daemon_number
@@ -234,7 +234,7 @@ class _Parser:
             text = str(self.value(child, Type.TEXT if is_pattern else Type.FILE))
             found[str(child.tag)].append(text)
         if not found["zipfilename"]:
-            raise self.error(element, f"<{_name(element)}> needs a <zipfilename>", tag="zipfilename")
+            raise self.missing(element, f"<{_name(element)}> needs a <zipfilename>", "zipfilename")
         return found
 
     def zip_output(self, element: etree._Element) -> ZipOutput:
@@ -290,6 +290,13 @@ class _Parser:
 
     def error(self, element: etree._Element, text: str, hint: str = "", tag: str = "") -> JobError:
         return JobError(self.file, _line(element), text, hint, tag or _name(element))
+
+    def missing(self, element: etree._Element, text: str, tag: str) -> JobError:
+        """A tag is not there; perhaps it is, with a slip of the pen."""
+        for child in element:
+            if hint := suggestion(_name(child), (tag,)):
+                return self.error(child, f"{text}, and <{_name(child)}> is none", hint, tag)
+        return self.error(element, text, tag=tag)
 
     def warn(self, element: etree._Element, text: str, hint: str = "") -> None:
         if self.strict:

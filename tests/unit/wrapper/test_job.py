@@ -115,6 +115,11 @@ def test_job_level_mistakes() -> None:
     assert sentence("<job_desc/>") == "job.xml:1: has no <task>: there is nothing to run"
     assert sentence("<jobs/>") == "job.xml:1: the root must be <job_desc>, not <jobs>"
     assert "<task> needs an <application>" in sentence("<job_desc><task/></job_desc>")
+    slip = "<job_desc><task>\n<applicaton>x</applicaton></task></job_desc>"
+    assert sentence(slip) == "job.xml:2: <task> needs an <application>, and <applicaton> is none"
+    with pytest.raises(JobError) as raised:
+        parse(slip)
+    assert raised.value.hint == "did you mean <application>?"
     assert "job.xml:2: <unzip_task> needs an <application>" in sentence(
         "<job_desc>\n<unzip_task/><task><application>a</application></task></job_desc>"
     )
