@@ -5,6 +5,7 @@ The wrapper, `vmctl` and every other face of the agent come through here, so wha
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import fnmatchcase
@@ -408,7 +409,7 @@ def _whole(args: dict[str, Any], key: str) -> int:
 
 def _number(args: dict[str, Any], key: str) -> float:
     value = args.get(key) or 0.0
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
         raise ConfigError(f"{key} must be a number from 0")
     return float(value)
 

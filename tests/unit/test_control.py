@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 from twisted.internet.testing import StringTransport
 
+from common.errors import ConfigError
 from host_agent import control
 from host_agent.control import ControlServer, _ControlFactory
+from host_agent.operations import _number
 
 
 class Calls:
@@ -68,3 +71,10 @@ def test_a_client_that_does_not_read_is_dropped(
     for number in range(20, 40):
         ask(connection, number, "big")
     assert transport.disconnected
+
+
+@pytest.mark.parametrize("deadline", [-1, math.nan, math.inf, True, "5", [5]])
+def test_what_is_no_number_of_seconds(deadline: Any) -> None:
+    with pytest.raises(ConfigError, match="deadline_s must be a number"):
+        _number({"deadline_s": deadline}, "deadline_s")
+    assert _number({"deadline_s": 5}, "deadline_s") == 5.0
