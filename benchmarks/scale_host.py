@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import ProcessProtocol
 
+from benchmarks.own_host import reactor, serve
 from common.config import GuestConfig
 from common.files import write_private
 from common.logs import start_logging
@@ -27,8 +27,6 @@ from host_agent.broker.settings import BrokerSettings
 from host_agent.hypervisors.base import Capabilities, Machine, MachineSpec, Requirement
 from host_agent.hypervisors.fake import FakeMachine, Script
 from host_agent.state import open_state
-
-reactor: Any = _reactor
 
 
 class Swarm(ProcessProtocol):
@@ -106,17 +104,7 @@ def main() -> None:
     hypervisor = SimulatedHypervisor(folder, swarms)
     agent = build_host_agent(reactor, hypervisor, open_state(folder / "state"), reactor.stop, external)
     agent._vms._admission = RoomForAll(reactor)
-
-    def begin() -> None:
-        started = Deferred.fromCoroutine(agent.start(60.0))
-        started.addCallbacks(lambda endpoint: print(json.dumps(endpoint.to_json()), flush=True), failed)
-
-    def failed(failure: Any) -> None:
-        failure.printTraceback(sys.stderr)
-        reactor.stop()
-
-    reactor.callWhenRunning(begin)
-    reactor.run()
+    serve(agent)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What benchmarks compare with: other programs for the same work, set up from packages."""

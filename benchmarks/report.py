@@ -1,0 +1,53 @@
+"""What benchmarks print: a table with median, 99th percentile and our ratio to each peer and to the limit."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median, quantiles
+
+OURS = "ours"
+
+
+def in_turn(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, `rounds` times, one after the other, so that what else the machine does meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, action in work.items():
+            times[name].append(timed(action))
+    return times
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def p99(values: Sequence[float]) -> float:
+    """The 99th percentile; of a few values nearly the largest."""
+    return quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else values[0]
+
+
+def show(
+    title: str,
+    values: Mapping[str, Sequence[float]],
+    unit: str,
+    *,
+    scale: float = 1.0,
+    ours: str = OURS,
+    missing: Mapping[str, str] | None = None,
+) -> None:
+    """Print a table. `missing` has the peers that cannot run here, and why."""
+    mine = median(values[ours])
+    print(f"{title}, {unit}")
+    print(f"  {'':34} {'median':>11} {'p99':>11} {'n':>5} {'ours to it':>11}")
+    for name, each in values.items():
+        middle = median(each)
+        ratio = "" if name == ours or not middle else f"{mine / middle:11.2f}"
+        print(f"  {name:34} {middle * scale:11.3f} {p99(each) * scale:11.3f} {len(each):5} {ratio}")
+    for name, reason in (missing or {}).items():
+        print(f"  {name:34} not measured: {reason}")
+    sys.stdout.flush()
