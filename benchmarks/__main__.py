@@ -6,36 +6,27 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks import SHORT
-from host_agent.hypervisors.qemu import QEMU
+from benchmarks.machine import machine
 
 NAMES = {
     "boot": "cold boot of the default image until its agent answers",
-    "vm_start": "warm starts from a template against a cold boot",
+    "vm_start": "warm start, cold boot and return of a VM, against QEMU by hand and a boot with cloud-init",
     "vm_states": "saving, snapshots and restoring of a VM",
     "checkpoint": "a live checkpoint of a working VM, against QEMU's snapshot-save and a copy of the disk",
     "end_latency": "how soon a task's end is known",
-    "roundtrip_local": "a command's round trip to a guest agent that is a local process",
+    "roundtrip_local": "a command's round trip to a local process, against ssh to this host and Celery on RabbitMQ",
     "roundtrip": "a command's round trip in a QEMU guest, against qemu-guest-agent and ssh in the same guest",
-    "copy": "256 MiB into a VM and out of it, against a bare TCP stream",
-    "wrapper": "memory, CPU time and latencies of the wrapper with a job on the host",
+    "copy": "256 MiB and 2,000 files into a VM and out of it, against scp, qemu-guest-agent, virtiofs and Chirp",
+    "wrapper": "memory, CPU time and latencies of the wrapper, against BOINC's runtime and a Python that polls",
     "monitor": "the monitor's page with 1,000 guests and 100 events a second, for a minute",
     "scale": "10, 100 and 1,000 simulated guests on one host agent, on each broker",
-    "broker": "requests and memory of the embedded broker, ActiveMQ and RabbitMQ",
+    "broker": "requests, large bodies and memory of the embedded broker, against ActiveMQ and RabbitMQ",
 }
-_PROBE = """
-from twisted.internet.task import react
-from host_agent.hypervisors.kvm import KvmProbe
-from host_agent.hypervisors.qemu import QEMU
-def tell(why_not):
-    print("emulated (TCG)" if why_not else "KVM")
-react(lambda reactor: KvmProbe(reactor, QEMU).why_not().addCallback(tell))
-"""
 IMAGES = Path(__file__).parents[1] / "build" / "images"
 
 
@@ -78,27 +69,6 @@ def _all(file: Path | None) -> int:
     if file is not None:
         file.write_text(json.dumps({"name": "all", "metrics": found}) + "\n", "utf-8")
     return 1 if failed else 0
-
-
-def machine() -> str:
-    """One line: cores, processor, QEMU, accelerator."""
-    try:
-        words = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout.split()
-        qemu = f"QEMU {words[3]}"
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        qemu = "no QEMU"
-    # In a process of its own, because the probe needs the reactor.
-    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
-    return f"{os.cpu_count()} cores, {_processor()}, {qemu}, {probe.stdout.strip() or 'no accelerator known'}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

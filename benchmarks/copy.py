@@ -1,111 +1,197 @@
-"""256 MiB into an emulated or accelerated VM and out of it, with SHA-256, against a bare TCP stream on the same path.
+"""256 MiB and 2,000 files of 4 KiB into a VM and out of it, with SHA-256 at both ends, against others in the same VM.
 
-The bare streams go through one more service port of the same VM; a script in the guest reads and drops, or sends,
-the same number of bytes, and starts its clock after Python has started. Medians of three rounds, each with all four
-in turn. `large_in_ratio_to_limit` is the copy's speed in units of the stream's; the goal is 0.7.
+scp over a connection that stays, qemu-guest-agent's file calls, virtiofs, Chirp; the limit is a bare TCP stream of the
+same bytes on our own path (`stream.py`), with a script in the guest that reads and drops, or sends. All in turn. Slow
+ones copy less and are counted in MB/s, or as seconds for 2,000 files: scp and qemu-guest-agent, and one scp for each
+file. Large: megabytes a second, more is better. Small: seconds, less is better.
+
+The short form copies 32 MiB and 200 files, without peers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import tempfile
+from pathlib import Path
 from statistics import median
-from typing import Any
 
-from twisted.internet.interfaces import IPushProducer
-from twisted.internet.protocol import Factory, Protocol
-from zope.interface import implementer
+import attrs
 
+from benchmarks import SHORT
+from benchmarks.agent import Agent, host_agent
+from benchmarks.copiers import CHIRP_PORT, Copier, Hashing, Ours, Qga, Scp, ScpEach, VirtioFs, serve_chirp
+from benchmarks.open_host import doors, qemu_with
+from benchmarks.peers import qga
+from benchmarks.peers.image import SSH_PORT, let_in, peers_image
+from benchmarks.peers.packages import Unavailable, need
+from benchmarks.peers.virtiofs import virtiofs
+from benchmarks.report import OURS, rounds_of, show, timed
+from benchmarks.stream import GUEST_END
 from host_agent.hypervisors.images import DEFAULT_IMAGE, find_image
-from host_agent.hypervisors.qemu import GATEWAY, QemuHypervisor
 
-from .host import Bench, Services, with_guest
-
-SIZE = 256 * 2**20
+LARGE = (32 if SHORT else 256) << 20
+LARGE_OF_SLOW = 16 << 20
+FILES = 200 if SHORT else 2_000
+FILES_OF_SLOW = 100
+FILES_OF_SCP = 400
+FILES_OF_SLOWEST = 20
+FILE_BYTES = 4096
 ROUNDS = 3
-PORT = 61699
-PIECE = bytes(256 * 1024)
-
-_GUEST = f"""
-import socket, sys, time
-began = time.perf_counter()
-stream = socket.create_connection(({GATEWAY!r}, {PORT}))
-buffer, left = memoryview(bytearray(1 << 20)), {SIZE}
-stream.sendall(sys.argv[1].encode())
-while left:
-    left -= stream.recv_into(buffer) if sys.argv[1] == "i" else stream.send(buffer[:left])
-if sys.argv[1] == "o":
-    stream.recv(1)
-print(time.perf_counter() - began)
-"""
+SCP, SCP_EACH, QGA, VIRTIOFS, CHIRP = "scp", "scp, one for each file", "qemu-ga", "virtiofs", "chirp"
+LIMIT = "limit: bare TCP stream"
 
 
-@implementer(IPushProducer)
-class _Stream(Protocol):
-    """The host's end: sends SIZE bytes when it hears an "i"; after an "o" takes SIZE bytes and says so."""
+@attrs.frozen
+class Way:
+    """A copier, and how much of the whole it copies."""
 
-    _inwards: bool | None = None
-    _left = SIZE
-    _paused = False
-
-    def dataReceived(self, data: bytes) -> None:
-        transport: Any = self.transport
-        if self._inwards is None:
-            self._inwards, data = data[:1] == b"i", data[1:]
-            if self._inwards:
-                transport.registerProducer(self, True)
-                self.resumeProducing()
-        if not self._inwards:
-            self._left -= len(data)
-            if not self._left:
-                transport.write(b".")
-
-    def resumeProducing(self) -> None:
-        transport: Any = self.transport
-        self._paused = False
-        while self._left and not self._paused:
-            self._left -= len(PIECE)
-            transport.write(PIECE)
-        if not self._left:
-            transport.unregisterProducer()
-
-    def pauseProducing(self) -> None:
-        self._paused = True
-
-    def stopProducing(self) -> None:
-        self._left = 0
+    copier: Copier
+    large: int = LARGE  # bytes; 0: none
+    files: int = FILES
 
 
-def _with_stream(services: Services) -> Services:
-    factory = Factory.forProtocol(_Stream)
-    factory.noisy = False
-    return {**services, PORT: factory}
+class Work:
+    """Files on the host; what each way needed for them."""
+
+    def __init__(self, folder: Path, agent: Agent) -> None:
+        self._folder, self._agent = folder, agent
+        self.missing: dict[str, str] = {}
+        self.ways: dict[str, Way] = {OURS: Way(Ours(agent))}
+        self.found: dict[str, dict[str, list[float]]] = {
+            kind: {} for kind in ("large_in", "large_out", "small_in", "small_out")
+        }
+
+    def large(self, size: int) -> Path:
+        """A file of random bytes."""
+        path = self._folder / f"large-{size >> 20}"
+        if not path.exists():
+            with path.open("wb") as file:
+                for _ in range(size >> 20):
+                    file.write(os.urandom(1 << 20))
+        return path
+
+    def small(self, count: int) -> Path:
+        """A directory of files."""
+        path = self._folder / f"small-{count}"
+        if not path.exists():
+            path.mkdir()
+            for number in range(count):
+                (path / f"file-{number:04}").write_bytes(os.urandom(FILE_BYTES))
+        return path
+
+    def one_round(self) -> None:
+        for name, way in self.ways.items():
+            if way.large:
+                source = self.large(way.large)
+                seconds = self._there_and_back(way.copier, source)
+                for kind, each in zip(("large_in", "large_out"), seconds, strict=True):
+                    self._add(kind, name, way.large / 1e6 / each)
+            if way.files:
+                seconds = self._there_and_back(way.copier, self.small(way.files))
+                for kind, each in zip(("small_in", "small_out"), seconds, strict=True):
+                    self._add(kind, name, each * FILES / way.files)
+        for direction in ("in", "out"):
+            self._add(f"large_{direction}", LIMIT, LARGE / 1e6 / self._stream(direction, LARGE))
+            self._add(f"small_{direction}", LIMIT, self._stream(direction, FILES * FILE_BYTES))
+
+    def _there_and_back(self, copier: Copier, source: Path) -> tuple[float, float]:
+        back = self._folder / "back"
+        inwards = timed(lambda: copier.put(source, "copied"))
+        outwards = timed(lambda: copier.get("copied", back))
+        _check_same(source, back)
+        self._agent.run("rm", "-r", "copied")
+        if back.is_dir():
+            shutil.rmtree(back)
+        else:
+            back.unlink()
+        return inwards, outwards
+
+    def _stream(self, direction: str, size: int) -> float:
+        return float(self._agent.run("python3", "-c", GUEST_END, direction, str(size)))
+
+    def _add(self, kind: str, name: str, value: float) -> None:
+        self.found[kind].setdefault(name, []).append(value)
 
 
-def _measure(bench: Bench) -> dict[str, float]:
-    source = bench.folder / "large"
-    with source.open("wb") as file:
-        for _ in range(SIZE >> 20):
-            file.write(os.urandom(1 << 20))
-
-    def stream(direction: str) -> float:
-        bench.run("python3", "-c", _GUEST, direction)
-        return float(bench.output)
-
-    seconds: dict[str, list[float]] = {"limit_in": [], "in": [], "limit_out": [], "out": []}
-    for _ in range(ROUNDS):
-        seconds["limit_in"].append(stream("i"))
-        seconds["in"].append(bench.copy("put", source, "large"))
-        seconds["limit_out"].append(stream("o"))
-        seconds["out"].append(bench.copy("get", "large", bench.folder / "back"))
-        bench.run("rm", "large")
-    taken = {name: median(values) for name, values in seconds.items()}
-    return {
-        "large_in_ratio_to_limit": taken["limit_in"] / taken["in"],
-        "large_out_ratio_to_limit": taken["limit_out"] / taken["out"],
-        **{f"large_{name}_mb_s": SIZE / 1e6 / value for name, value in taken.items()},
-    }
+def _check_same(source: Path, back: Path) -> None:
+    """That all of it came, by sizes; each way has hashed it."""
+    sizes = [
+        sorted((file.name, file.stat().st_size) for file in place.iterdir() if not file.name.startswith(".__acl"))
+        if place.is_dir()
+        else place.stat().st_size
+        for place in (source, back)
+    ]
+    assert sizes[0] == sizes[1], f"{back} is not what {source} is"
 
 
 def run() -> dict[str, float]:
-    """Measure; about two minutes where VMs are emulated."""
-    return with_guest(QemuHypervisor, find_image(DEFAULT_IMAGE), _measure, services=_with_stream)[0]
+    """Measure; ten minutes where VMs are emulated, one in the short form."""
+    with tempfile.TemporaryDirectory(prefix="vmwrapper-bench-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        missing: dict[str, str] = {}
+        image = find_image(DEFAULT_IMAGE) if SHORT else peers_image(folder / "images")
+        devices, ports = ([], []) if SHORT else (qga.options(folder / "qga.sock"), [SSH_PORT, CHIRP_PORT])
+        shared: Path | None = None
+        if not SHORT:
+            try:
+                shared, more = stack.enter_context(virtiofs(folder, image.memory_mb))
+                devices += more
+            except Unavailable as reason:
+                missing[VIRTIOFS] = str(reason)
+        env = qemu_with(folder, *devices)
+        options = ["--doors", *map(str, ports)]
+        module = "benchmarks.open_host"
+        agent = stack.enter_context(host_agent(folder / "host", module=module, options=options, env=env))
+        agent.start_vm(image=str(image.directory))
+        work = Work(folder, agent)
+        work.missing = missing
+        if not SHORT:
+            _add_peers(work, agent, folder, shared, stack)
+        for _ in rounds_of(ROUNDS):
+            work.one_round()
+        return _metrics(work)
+
+
+def _add_peers(work: Work, agent: Agent, folder: Path, shared: Path | None, stack: contextlib.ExitStack) -> None:
+    ways = doors(agent)
+    ssh = let_in(agent, ways[SSH_PORT], folder)
+    stack.enter_context(ssh.master())
+
+    def hashing(copier: Copier, large: int = LARGE, files: int = FILES) -> Way:
+        return Way(Hashing(copier, agent), large, files)
+
+    if shared is not None:
+        copier = VirtioFs(shared, agent)
+        copier.share(work.large(LARGE))
+        copier.share(work.small(FILES))
+        work.ways[VIRTIOFS] = hashing(copier)
+    try:
+        need("coop-computing-tools")
+        work.ways[CHIRP] = hashing(serve_chirp(agent, ways[CHIRP_PORT]))
+    except Unavailable as reason:
+        work.missing[CHIRP] = str(reason)
+    work.ways[SCP] = hashing(Scp(ssh), LARGE_OF_SLOW, FILES_OF_SCP)
+    work.ways[SCP_EACH] = hashing(ScpEach(ssh, agent), 0, FILES_OF_SLOWEST)
+    work.ways[QGA] = hashing(Qga(qga.GuestAgent(folder / "qga.sock"), agent), LARGE_OF_SLOW, FILES_OF_SLOW)
+
+
+def _metrics(work: Work) -> dict[str, float]:
+    for direction, words in (("in", "into the guest"), ("out", "out of the guest")):
+        show(f"{LARGE >> 20} MiB {words}", work.found[f"large_{direction}"], "MB/s", missing=work.missing)
+        show(f"{FILES:,} files of 4 KiB {words}", work.found[f"small_{direction}"], "s", missing=work.missing)
+    middle = {kind: {name: median(values) for name, values in by_name.items()} for kind, by_name in work.found.items()}
+    metrics: dict[str, float] = {}
+    for direction in ("in", "out"):
+        large, small = middle[f"large_{direction}"], middle[f"small_{direction}"]
+        metrics[f"large_{direction}_ratio_to_limit"] = large[OURS] / large[LIMIT]
+        metrics[f"large_{direction}_mb_s"] = large[OURS]
+        metrics[f"small_files_{direction}_s"] = small[OURS]
+        metrics[f"small_files_{direction}_ratio_to_limit"] = small[OURS] / small[LIMIT]
+    # How many times faster than scp.
+    for key, name in (("small_files_ratio_to_scp", SCP), ("small_files_ratio_to_scp_each", SCP_EACH)):
+        if name in middle["small_in"]:
+            metrics[key] = middle["small_in"][name] / middle["small_in"][OURS]
+            metrics[f"{key}_out"] = middle["small_out"][name] / middle["small_out"][OURS]
+    return metrics

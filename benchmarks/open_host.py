@@ -7,6 +7,7 @@ Devices come from a program of QEMU's name that goes before the real one on PATH
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -24,8 +25,9 @@ from benchmarks.stream import STREAM_PORT, Stream
 from common.files import write_private
 from common.logs import start_logging
 from host_agent.agent import build_host_agent
-from host_agent.hypervisors.base import Machine, MachineSpec, MachineState, Reachable
+from host_agent.hypervisors.base import Machine, MachineSpec, MachineState
 from host_agent.hypervisors.qemu import QEMU, QemuHypervisor
+from host_agent.hypervisors.qemu_machine import QemuMachine
 from host_agent.hypervisors.qemu_options import HOST_LINE
 from host_agent.state import open_state
 
@@ -48,9 +50,17 @@ class OpenHypervisor(QemuHypervisor):
         return machine
 
     async def _open(self, machine: Machine) -> None:
-        assert isinstance(machine, Reachable)
+        assert isinstance(machine, QemuMachine)
+        _ordinary_priority(machine.pid)
         doors = {port: (await machine.reach(port)).port for port in self.ports}
         write_private(machine.spec.directory / DOORS, json.dumps(doors).encode())
+
+
+def _ordinary_priority(pid: int | None) -> None:
+    """The driver's VMs give way to all other work, of which a host that is measured may have some."""
+    with contextlib.suppress(OSError):  # only root may
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
 
 
 def doors(agent: Agent) -> dict[int, int]:

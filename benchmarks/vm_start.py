@@ -1,94 +1,152 @@
-"""Warm starts against a cold boot, of the default image until the guest agent answers, through the host agent.
+"""How soon a VM answers: warm start, cold boot and return from a saved state, against QEMU by hand and cloud-init.
 
-`template_s` is the first start, which boots the template and then starts a clone of it; `warm_s` the median of five
-clones one after another; `three_at_once_s` until the last of three answers. The goals: `warm_s` 1.5 s, `warm_to_cold`
-0.2, `three_to_one` 2.
+Ours are from the request to the host agent until its guest agent has answered; a saved VM's until a new command has
+run in it. `plain QEMU boot` is the same image by hand, until its agent waits for settings. `cloud-init` is a Debian
+with systemd, until cloud-init has run a user's script (the image of the project's own test of contextualisation). The
+limit is QEMU's `-incoming` of the same template with the same command line, until the guest runs: no agent, no answer.
+All in turn; QEMU has the lowest priority in each. `template_s` is the first start, which boots the template.
+
+The short form has warm starts and the limit only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred, gatherResults
+import psutil
 
-from host_agent.agent import build_host_agent
+from benchmarks import SHORT
+from benchmarks.agent import START_DEADLINE, VM, Agent, host_agent
+from benchmarks.peers import by_hand
+from benchmarks.peers.packages import Unavailable
+from benchmarks.report import OURS, p99, rounds_of, show, timed
+from common.errors import VMwrapperError
 from host_agent.hypervisors.images import DEFAULT_IMAGE, Image, find_image, load_image
-from host_agent.hypervisors.qemu import QemuHypervisor
-from host_agent.state import open_state
+from host_agent.hypervisors.qemu_templates import FOLDER, MEMORY
+from host_agent.hypervisors.qemu_vm import DISK
+from vm_images.builder import build_image
+from vm_images.cache import Cache, default_cache
+from vm_images.recipe import load_recipe
 
-reactor: Any = _reactor
-DEADLINE = 300.0  # seconds for one start
+ROUNDS = 5
+CLOUD_ROUNDS = (0, 1)  # minutes each, emulated
+COLD, SAVED, PLAIN = "our cold boot", "our return from a saved state", "plain QEMU boot"
+CLOUD, LIMIT = "systemd, cloud-init", "limit: QEMU -incoming"
+CLOUD_RECIPE = Path(__file__).parents[1] / "tests" / "vm" / "recipes" / "cloud.toml"
 
 
-async def _start(agent: Any, image: Image, folder: Path, name: str) -> tuple[float, Any]:
-    began = time.perf_counter()
-    vm = await agent._vms.start(name, image, folder, deadline=DEADLINE, watch=lambda state, reason: None)
-    return time.perf_counter() - began, vm
+def run() -> dict[str, float]:
+    """Measure; five minutes where VMs are emulated, half a one in the short form."""
+    with tempfile.TemporaryDirectory(prefix="vmwrapper-bench-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        image = _own_copy(folder)
+        agent = stack.enter_context(host_agent(folder / "warm", env={"VMWRAPPER_WARM_START": "1"}))
+        template_s = timed(lambda: _start(agent, image))
+        argv = psutil.Process(agent.call("vms")["vms"][0]["pid"]).cmdline()
+        agent.call("stop_vm", vm=VM)
+        (template,) = [file.parent for file in (folder / "images" / FOLDER).glob(f"*/{MEMORY}")]
+        work: dict[str, Callable[[], float]] = {
+            OURS: lambda: _started(agent, image),
+            LIMIT: lambda: by_hand.incoming(argv, template / DISK, template / MEMORY, folder),
+        }
+        missing: dict[str, str] = {}
+        cloud: Image | None = None
+        if not SHORT:
+            cold = stack.enter_context(host_agent(folder / "cold", env={"VMWRAPPER_WARM_START": "0"}))
+            work[SAVED] = lambda: _saved_and_again(agent, image)
+            work[COLD] = lambda: _started(cold, image)
+            work[PLAIN] = lambda: by_hand.plain_boot(image, folder)
+            try:
+                cloud = _cloud_image(folder)
+                work[CLOUD] = lambda: by_hand.cloud_init_boot(cloud, folder) if cloud is not None else 0.0
+            except Unavailable as reason:
+                missing[CLOUD] = str(reason)
+        times: dict[str, list[float]] = {each: [] for each in work}
+        for number in rounds_of(ROUNDS):
+            for each, action in work.items():
+                if each != CLOUD or number in CLOUD_ROUNDS:
+                    times[each].append(action())
+        together = [_three_at_once(agent, image) for _ in range(0 if SHORT else 3)]
+    show("until the guest answers; ours is the warm start", times, "s", missing=missing)
+    return _metrics(times, template_s, together)
 
 
-async def _measure(folder: Path) -> dict[str, float]:
-    os.environ["VMWRAPPER_RUNTIME"] = str(folder / "run")
+def _own_copy(folder: Path) -> Image:
+    """Of the default image: its templates are made here, and go with it."""
     found = find_image(DEFAULT_IMAGE)
     place = folder / "images" / found.name
     place.mkdir(parents=True)
     for file in found.directory.iterdir():
-        os.link(file, place / file.name) if _same_disk(file, place) else shutil.copyfile(file, place / file.name)
-    image = load_image(place)
-    results: dict[str, float] = {}
-    for warm in (False, True):
-        agent = build_host_agent(reactor, QemuHypervisor(reactor, warm=warm), open_state(None), stopped=lambda: None)
-        await agent.start()
-        if not warm:
-            times = []
-            for number in range(3):
-                seconds, vm = await _start(agent, image, folder, f"cold{number}")
-                times.append(seconds)
-                await agent._vms.stop(vm)
-            results["cold_s"] = median(times)
+        if file.stat().st_dev == place.stat().st_dev:
+            os.link(file, place / file.name)
         else:
-            results["template_s"], vm = await _start(agent, image, folder, "template")
-            await agent._vms.stop(vm)
-            times = []
-            for number in range(5):
-                seconds, vm = await _start(agent, image, folder, f"warm{number}")
-                times.append(seconds)
-                await agent._vms.stop(vm)
-            results["warm_s"] = median(times)
-            began = time.perf_counter()
-            await gatherResults([Deferred.fromCoroutine(_start(agent, image, folder, f"m{n}")) for n in range(3)])
-            results["three_at_once_s"] = time.perf_counter() - began
-        await agent.shut_down()
-    results["warm_to_cold"] = results["warm_s"] / results["cold_s"]
-    results["three_to_one"] = results["three_at_once_s"] / results["warm_s"]
-    return results
+            shutil.copyfile(file, place / file.name)
+    return load_image(place)
 
 
-def _same_disk(one: Path, other: Path) -> bool:
-    return one.stat().st_dev == other.stat().st_dev
+def _cloud_image(folder: Path) -> Image:
+    try:
+        return build_image(load_recipe(str(CLOUD_RECIPE)), folder / "cloud", Cache(default_cache()))
+    except VMwrapperError as error:
+        raise Unavailable(f"its image cannot be built: {error.explain()}") from None
 
 
-def run() -> dict[str, float]:
-    """Measure; about a minute where VMs are emulated."""
-    results: dict[str, float] = {}
-    failures: list[object] = []
+def _start(agent: Agent, image: Image, name: str = VM) -> None:
+    agent.start_vm(name, image=str(image.directory))
 
-    async def go() -> None:
-        with tempfile.TemporaryDirectory(prefix="vmwrapper-bench-") as folder:
-            results.update(await _measure(Path(folder)))
 
-    def begin() -> None:
-        done = Deferred.fromCoroutine(go())
-        done.addErrback(failures.append).addBoth(lambda _: reactor.stop())
+def _started(agent: Agent, image: Image) -> float:
+    seconds = timed(lambda: _start(agent, image))
+    agent.call("stop_vm", vm=VM)
+    return seconds
 
-    reactor.callWhenRunning(begin)
-    reactor.run()
-    if failures:
-        raise RuntimeError(str(failures[0]))
-    return results
+
+def _saved_and_again(agent: Agent, image: Image) -> float:
+    _start(agent, image)
+    agent.call("save_vm", vm=VM)
+
+    def again() -> None:
+        agent.call("resume_vm", vm=VM)
+        agent.run("true")
+
+    seconds = timed(again)
+    agent.call("stop_vm", vm=VM)
+    return seconds
+
+
+def _three_at_once(agent: Agent, image: Image) -> float:
+    names = [f"{VM}-{number}" for number in range(3)]
+
+    def all_three() -> None:
+        request = {"directory": str(agent.folder / "vms"), "image": str(image.directory)}
+        answers = [agent.client.begin("start_vm", {**request, "vm": name}) for name in names]
+        for answer in answers:
+            answer.wait(time.monotonic() + START_DEADLINE)
+
+    seconds = timed(all_three)
+    for name in names:
+        agent.call("stop_vm", vm=name)
+    return seconds
+
+
+def _metrics(times: dict[str, list[float]], template_s: float, together: list[float]) -> dict[str, float]:
+    middle = {name: median(values) for name, values in times.items()}
+    warm = middle[OURS]
+    found = {"warm_s": warm, "warm_p99_s": p99(times[OURS]), "warm_ratio_to_limit": warm / middle[LIMIT]}
+    found["template_s"] = template_s
+    if CLOUD in middle:
+        found["warm_ratio_to_cloud_init"] = warm / middle[CLOUD]
+    if not SHORT:
+        found["warm_ratio_to_plain_boot"] = warm / middle[PLAIN]
+        found["cold_s"], found["cold_ratio_to_plain_boot"] = middle[COLD], middle[COLD] / middle[PLAIN]
+        found["warm_to_cold"] = warm / middle[COLD]
+        found["saved_and_again_s"] = middle[SAVED]
+        found["three_to_one"] = median(together) / warm
+    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.broker import latency_beside_a_flood
+from benchmarks.broker_load import latency_beside_a_flood
 from tests.brokers import TESTER, TESTER_PASSCODE
 from tests.contract.broker_contract import BrokerContract, BrokerUnderTest, logged_in
 from tests.contract.broker_process import PROGRAM, running_broker

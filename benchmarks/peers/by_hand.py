@@ -1,0 +1,153 @@
+"""QEMU without a host agent, as somebody starts it by hand: a boot, a boot with cloud-init, a restore."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from benchmarks.machine import accelerator
+from host_agent.hypervisors.images import Image
+from host_agent.hypervisors.qemu_options import HOST_LINE, KVM, MACHINE, QEMU, QEMU_IMG, TCG
+from host_agent.hypervisors.virtualbox.config_iso import iso9660
+
+DEADLINE = 600.0
+# The driver's VMs run at this priority too.
+NICE = ("nice", "-n", "19")
+DONE = "cloud-init-has-run"
+
+
+def overlay(disk: Path, over: Path) -> Path:
+    """A disk of its own over another, which stays as it is."""
+    disk.unlink(missing_ok=True)
+    argv = [QEMU_IMG, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(over), str(disk)]
+    subprocess.run(argv, check=True)
+    return disk
+
+
+def plain_boot(image: Image, folder: Path) -> float:
+    """Seconds until the guest's agent waits for its settings: kernel, init, Python, agent, and no host agent."""
+    line = folder / "host.sock"
+    disk = overlay(folder / "plain.qcow2", image.disk)
+    more = ["-chardev", f"socket,id=host,path={line},server=off", "-device", "virtio-serial-pci"]
+    more += ["-device", f"virtserialport,chardev=host,name={HOST_LINE}"]
+    with _listening(line) as server, _started(_argv(image, disk, *more)) as qemu:
+        _read_until(_accept(server).fileno(), b'{"waiting": true}')
+        return qemu.seconds()
+
+
+def cloud_init_boot(image: Image, folder: Path) -> float:
+    """Seconds until cloud-init has run a user's script, in an image with systemd."""
+    disk = overlay(folder / "cloud.qcow2", image.disk)
+    script = f"#!/bin/sh\necho {DONE} >/dev/ttyS0\n"
+    drive = folder / "cidata.iso"
+    meta = f"instance-id: i-{time.time_ns()}\nlocal-hostname: bench\n"
+    drive.write_bytes(iso9660("cidata", {"META-DATA": meta.encode(), "USER-DATA": script.encode()}))
+    more = ["-drive", f"file={drive},if=none,id=context,format=raw,readonly=on"]
+    with _started(_argv(image, disk, *more, "-device", "virtio-blk-pci,drive=context")) as qemu:
+        assert qemu.process.stdout is not None
+        _read_until(qemu.process.stdout.fileno(), DONE.encode())
+        return qemu.seconds()
+
+
+def incoming(like: Sequence[str], disk: Path, memory: Path, folder: Path) -> float:
+    """Seconds until a guest runs on from a template, with the command line of a VM like it, by QEMU alone."""
+    place = Path(_after(like, "socket,id=monitor,path=").partition(",")[0]).parent
+    theirs = _after(like, "if=none,id=disk,").partition("file=")[2]
+    ours = str(overlay(folder / "incoming.qcow2", disk))
+    argv = [word.replace(theirs, ours).replace(str(place), str(folder)) for word in like]
+    argv = argv[: argv.index("-incoming")]
+    with (
+        memory.open("rb") as state,
+        _listening(folder / "qmp.sock") as server,
+        _listening(folder / "host.sock"),
+        _started([*argv, "-incoming", f"fd:{state.fileno()}"], state.fileno()) as qemu,
+    ):
+        connection = _accept(server)
+        lines = connection.makefile("rb")
+        _ask(connection, lines, "qmp_capabilities")
+        while _ask(connection, lines, "query-status")["status"] == "inmigrate":
+            time.sleep(0.002)
+        _ask(connection, lines, "cont")  # it stood still when it was kept
+        return qemu.seconds()
+
+
+def _argv(image: Image, disk: Path, *more: str) -> list[str]:
+    how = KVM if accelerator() == "KVM" else TCG
+    argv = [QEMU, *how, "-M", MACHINE, "-smp", "1", "-m", str(image.memory_mb), "-nodefaults", "-no-reboot"]
+    argv += ["-display", "none", "-serial", "stdio", "-kernel", str(image.kernel), "-append", image.cmdline]
+    argv += ["-initrd", str(image.initrd), "-drive", f"if=none,id=disk,format=qcow2,file={disk}"]
+    argv += ["-device", "virtio-blk-pci,drive=disk", "-netdev", "user,id=net,restrict=on"]
+    return [*argv, "-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci", *more]
+
+
+@attrs.frozen
+class _Running:
+    process: subprocess.Popen[bytes]
+    began: float
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+
+@contextmanager
+def _started(argv: Sequence[str], *descriptors: int) -> Iterator[_Running]:
+    """QEMU, until it is killed here; its console is its output."""
+    began = time.perf_counter()
+    console = subprocess.DEVNULL if descriptors else subprocess.PIPE
+    process = subprocess.Popen([*NICE, *argv], stdin=subprocess.DEVNULL, stdout=console, pass_fds=descriptors)
+    try:
+        yield _Running(process, began)
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        server.settimeout(DEADLINE)
+        yield server
+
+
+def _accept(server: socket.socket) -> socket.socket:
+    connection, _ = server.accept()
+    connection.settimeout(DEADLINE)
+    return connection
+
+
+def _read_until(descriptor: int, word: bytes) -> None:
+    """Until the word has come; raises with the last of what came instead."""
+    seen, until = b"", time.monotonic() + DEADLINE
+    while word not in seen:
+        ready = select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]
+        piece = os.read(descriptor, 65536) if ready else b""
+        if not piece:
+            raise RuntimeError(f"the guest did not say {word.decode()}: {seen[-500:].decode(errors='replace')}")
+        seen = (seen + piece)[-8192:]
+
+
+def _ask(connection: socket.socket, lines: Any, command: str) -> Any:
+    """A command of QMP; what it says besides the answer is passed over."""
+    connection.sendall(json.dumps({"execute": command}).encode() + b"\n")
+    while "return" not in (said := json.loads(lines.readline())):
+        if "error" in said:
+            raise RuntimeError(f"{command}: {said['error']}")
+    return said["return"]
+
+
+def _after(argv: Sequence[str], begin: str) -> str:
+    """The rest of the word that begins so."""
+    return next(word.removeprefix(begin) for word in argv if word.startswith(begin))
