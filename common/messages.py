@@ -31,6 +31,8 @@ MAX_TEXT = 32 * 1024  # one string
 MAX_ITEMS = 4096  # one list or mapping
 MAX_COUNT = 2**63 - 1
 
+MOST_TOLD = 16  # commands of a BEACON
+
 RUNNING, ENDED = "running", "ended"  # what HELLO says of a command
 
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
@@ -50,6 +52,11 @@ def _text(limit: int = MAX_TEXT) -> Callable[[Any, Any, Any], None]:
 def _id(_: Any, field: Any, value: Any) -> None:
     if not isinstance(value, str) or not 0 < len(value) <= 64 or not _ID_CHARACTERS.issuperset(value):
         raise ProtocolError(f"{field.name} must be an id of 1 to 64 letters, digits, '-' and '_'")
+
+
+def _optional_id(instance: Any, field: Any, value: Any) -> None:
+    if value != "":
+        _id(instance, field, value)
 
 
 def _count(_: Any, field: Any, value: Any) -> None:
@@ -85,6 +92,14 @@ def _text_map(_: Any, field: Any, value: Any) -> None:
     for key, item in value.items():
         _text()(None, field, key)
         _text()(None, field, item)
+
+
+def _ages(_: Any, field: Any, value: Any) -> None:
+    if not isinstance(value, Mapping) or len(value) > MOST_TOLD:
+        raise ProtocolError(f"{field.name} must be an object of at most {MOST_TOLD} ids")
+    for key, item in value.items():
+        _id(None, field, key)
+        _number(None, field, item)
 
 
 def _held(_: Any, field: Any, value: Any) -> None:
@@ -185,13 +200,49 @@ class Welcome(Message):
 @_message("BEACON", "guest", numbered=False)
 @attrs.frozen
 class Beacon(Message):
-    """Still alive, on the presence topic: for everybody who watches. Seconds, bytes, a 1-minute load."""
+    """Still alive, on the presence topic: for everybody who watches. Seconds, bytes, a 1-minute load.
+
+    The guest alone says all this, and no proof goes with it: a beacon shows that somebody speaks, never who.
+    `host` is the guest's own and `name` what people call it, so that it can be placed while its host agent is silent.
+    `cpu_s` is what all its processors have worked since it booted. `running`: how many seconds each of its oldest
+    commands has run.
+    """
 
     guest: str = attrs.field(validator=_id)
     uptime_s: float = attrs.field(validator=_number)
     load: float = attrs.field(default=0.0, validator=_number)
     commands: int = attrs.field(default=0, validator=_count)
     memory_bytes: int = attrs.field(default=0, validator=_count)
+    host: str = attrs.field(default="", validator=_optional_id)
+    name: str = attrs.field(default="", validator=_text(64))
+    agent_version: str = attrs.field(default="", validator=_text(64))
+    memory_total_bytes: int = attrs.field(default=0, validator=_count)
+    cpus: int = attrs.field(default=0, validator=_count)
+    cpu_s: float = attrs.field(default=0.0, validator=_number)
+    running: Mapping[str, float] = attrs.field(factory=dict, validator=_ages)
+
+
+@_message("STATUS", "host", numbered=False)
+@attrs.frozen
+class Status(Message):
+    """What a host agent tells of itself on the status topic, for monitors elsewhere: a few words of its control
+    interface, in the same form.
+
+    `host` is its login on this broker, `agent` its id, `clock` its time. `payload` is a JSON object with any of `host`,
+    `vms`, `commands`, `copies` (as those calls answer), `checkpoints` and `events` (lists of events, those of
+    the events' log `log`). A view of everything is `parts` messages, `part` counting from 0, of one `round`; its lists
+    are put together. `parts` 0: only events. `gone`: the agent has ended in order.
+    """
+
+    host: str = attrs.field(validator=_id)
+    agent: str = attrs.field(validator=_id)
+    clock: float = attrs.field(validator=_number)
+    log: str = attrs.field(default="", validator=_optional_id)
+    round: int = attrs.field(default=0, validator=_count)
+    part: int = attrs.field(default=0, validator=_count)
+    parts: int = attrs.field(default=0, validator=_count)
+    gone: bool = attrs.field(default=False, validator=_flag)
+    payload: bytes = attrs.field(default=b"", validator=_payload, repr=False)
 
 
 @_message("BYE", "guest", numbered=False)
@@ -466,3 +517,4 @@ def host_queue(host: str) -> str:
 
 
 PRESENCE = "/topic/vmwrapper.presence"
+STATUS = "/topic/vmwrapper.status"

@@ -48,7 +48,7 @@ def build_guest_agent(reactor: Any, config: GuestConfig, home: Path) -> GuestAge
     journal = Journal(state / GUEST_JOURNAL)
     runner = Runner(reactor, home, journal, link, agent.keeper_lost, _environment(config))
     copier = Copier(reactor, home, config.files, journal, link)
-    presence = Presence(reactor, config.guest, runner.running, agent.beacon)
+    presence = Presence(reactor, config, runner.running, agent.beacon)
     agent.wire(broker, link, journal, runner, copier, presence)
     runner.connect(reactor, keeper_socket(home), ready=broker.start)
     return agent

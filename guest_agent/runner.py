@@ -55,6 +55,7 @@ class _Command:
     sending: bool = False  # the host of this session has asked, and the keeper's output begins where it wants it
     result: Result | None = None
     last_usage: Usage | None = None
+    began: float = 0.0  # by the reactor's clock; for a command of an agent before us, when we learned of it
 
 
 class KeeperConnection(Protocol):
@@ -123,6 +124,7 @@ class Runner:
             known = self._commands.setdefault(command, _Command(Run(command, ("?",)), State.RUNNING))
             known.pid, known.kept = entry["pid"], True
             known.account = self._accounts.find(entry["account"], known.pid)
+            known.began = self._reactor.seconds()
 
     def keeper_lost(self) -> None:
         """Without its keeper no command's end can be known any more."""
@@ -224,8 +226,10 @@ class Runner:
         """What HELLO says of the commands."""
         return {name: ENDED if c.state is State.ENDED else RUNNING for name, c in self._commands.items()}
 
-    def running(self) -> int:
-        return sum(1 for command in self._commands.values() if command.state is State.RUNNING)
+    def running(self) -> dict[str, float]:
+        """How many seconds each command has run that runs now."""
+        now = self._reactor.seconds()
+        return {name: now - c.began for name, c in self._commands.items() if c.state is State.RUNNING}
 
     # -- what the keeper tells
 
@@ -237,7 +241,7 @@ class Runner:
             if command.sending:
                 self._output(command, head["stream"], head["offset"], payload)
         elif head["op"] == "started":
-            command.state, command.pid = State.RUNNING, head["pid"]
+            command.state, command.pid, command.began = State.RUNNING, head["pid"], self._reactor.seconds()
             self._log.info("{command}: runs as process {pid}", command=command.run.command, pid=command.pid)
             command.account = self._accounts.find(head["account"], command.pid)
             self._link.send(Started(command.run.command, command.pid))

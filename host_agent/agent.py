@@ -31,6 +31,7 @@ from .once import Once
 from .operations import Operations
 from .requests import Requests
 from .state import AgentState
+from .status import StatusReporter
 from .virtual_machine import BROKER_PORT, FILES_PORT
 from .vms import Fate, VirtualMachines
 from .volunteer_page import VolunteerPage
@@ -75,6 +76,8 @@ def build_host_agent(
     agent.wire(guests, vms, requests, control, events)
     agent.observation, agent.page = observation, page
     agent.operations = operations
+    if external is not None and external.status:
+        agent.status = StatusReporter(reactor, broker.host, state.agent_id, observation, events, agent.send)
     return agent
 
 
@@ -95,6 +98,7 @@ class HostAgent:
         self.observation: Observation
         self.page: VolunteerPage
         self.operations: Operations
+        self.status: StatusReporter | None = None  # where others could read it
         self._fate = Fate.END
         self._end = Once(self._shut_down)
 
@@ -138,6 +142,8 @@ class HostAgent:
         self._log.info("{host} is connected to its broker", event=Happened.BROKER_CONNECTED, host=self._broker.host)
         self._broker.connected()
         self._guests.broker_connected()
+        if self.status is not None:
+            self.status.start()
         arrivals, self._arrivals = self._arrivals, []
         for arrival in arrivals:
             arrival.callback(None)
@@ -169,6 +175,7 @@ class HostAgent:
         for part, end in (
             ("virtual machines", self._end_vms),
             ("guests", self._guests.stop),
+            ("status", self.status.stop if self.status is not None else None),
             ("connection to the broker", self._link.stop if self._link is not None else None),
             ("broker", self._broker.close),
             ("control interface", self._control.stop),

@@ -19,7 +19,7 @@ from common.tls import Tls
 
 FORMAT = 1
 DIALECTS = {"activemq": Dialect.STOMP, "rabbitmq": Dialect.RABBITMQ}
-_KEYS = {"format", "kind", "brokers", "host", "passcode", "passcode_file", "guests", "tls", "allow_plain"}
+_KEYS = {"format", "kind", "brokers", "host", "passcode", "passcode_file", "guests", "tls", "allow_plain", "status"}
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -32,6 +32,7 @@ class BrokerSettings:
     brokers: tuple[BrokerAddress, ...]
     host: Credentials
     guests: Mapping[str, str] = attrs.field(repr=False)  # login: passcode
+    status: bool = False  # the broker has the topic on which host agents tell monitors of themselves
 
     @property
     def dialect(self) -> Dialect:
@@ -86,7 +87,10 @@ def _parse(file: Path, value: dict[str, Any]) -> BrokerSettings:
     refuse_plain(file, brokers, bool(value.get("allow_plain", False)))
     passcode = value["passcode"] if "passcode" in value else _read(file, value["passcode_file"]).strip()
     guests = {_id(login): _text("a passcode", code) for login, code in value["guests"].items()}
-    return BrokerSettings(file, kind, brokers, Credentials(_id(value["host"]), _text("passcode", passcode)), guests)
+    host, status = Credentials(_id(value["host"]), _text("passcode", passcode)), value.get("status", False)
+    if not isinstance(status, bool):
+        raise TypeError("status is neither true nor false")
+    return BrokerSettings(file, kind, brokers, host, guests, status)
 
 
 def read_tls(file: Path, value: Any) -> Tls | None:

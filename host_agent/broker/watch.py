@@ -19,7 +19,7 @@ from typing import Any
 
 import attrs
 
-from common.broker_link import BrokerAddress, Credentials
+from common.broker_link import BrokerAddress, Credentials, Dialect
 from common.errors import ConfigError
 from common.stomp_connection import StompConnection
 
@@ -30,6 +30,7 @@ ANSWER_SECONDS = 15.0
 CTL_SECONDS = 60.0
 MOST_ANSWER = 16 * 1024 * 1024  # bytes
 _KEYS = {"format", "kind", "broker", "login", "passcode_file", "tls", "allow_plain", "ctl", "management"}
+KINDS = (*DIALECTS, "embedded")  # vmctl broker: it is heard, and tells no statistics to others
 _REPLIES = "/temp-queue/statistics"
 DEAD_LETTERS = "ActiveMQ.DLQ"
 
@@ -45,6 +46,10 @@ class WatchSettings:
     ctl: Path | None = None
     management: str = ""
 
+    @property
+    def dialect(self) -> Dialect:
+        return DIALECTS.get(self.kind, Dialect.STOMP)
+
     @classmethod
     def load(cls, file: Path) -> WatchSettings:
         """ConfigError says what is wrong with the file."""
@@ -58,7 +63,7 @@ class WatchSettings:
 
 def _parse(file: Path, value: dict[str, Any]) -> WatchSettings:
     unknown = sorted(set(value) - _KEYS)
-    if unknown or value["format"] != FORMAT or value["kind"] not in DIALECTS:
+    if unknown or value["format"] != FORMAT or value["kind"] not in KINDS:
         raise ValueError(f"unknown key {unknown[0]!r}" if unknown else "another format or kind of broker")
     address = read_address(value["broker"], read_tls(file, value.get("tls")))
     refuse_plain(file, (address,), bool(value.get("allow_plain", False)))
@@ -78,6 +83,8 @@ def _parse(file: Path, value: dict[str, Any]) -> WatchSettings:
 
 def ask(settings: WatchSettings) -> BrokerReport:
     """Blocks; never fails."""
+    if settings.kind == "embedded":
+        return BrokerReport(settings.kind, str(settings.broker))
     how: Callable[[WatchSettings], BrokerReport] = ask_activemq
     if settings.kind == "rabbitmq":
         how = ask_management if settings.management else ask_ctl

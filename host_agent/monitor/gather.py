@@ -1,15 +1,21 @@
-"""Filling a model from host agents without a reactor: for the terminal."""
+"""Filling a model from host agents and brokers without a reactor: for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 
+from host_agent.broker.report import BrokerReport
+from host_agent.broker.watch import WatchSettings, ask, pause_of
 from host_agent.control_client import ControlClient, ControlError, Endpoint
 
-from .model import Model
+from .listener import Listener
+from .model import BROKER, Model
+from .presence import Presence
 
 SECONDS = 10.0  # for one answer
 
@@ -21,13 +27,39 @@ class _Host:
     since: int = 0
 
 
+class _Report:
+    """What a broker says of itself, asked in a thread: it may take longer than the pause between two looks."""
+
+    def __init__(self, settings: WatchSettings) -> None:
+        self._settings = settings
+        self._told: list[BrokerReport] = []
+        self._next = 0.0
+        self._thread: threading.Thread | None = None
+
+    def newest(self) -> BrokerReport | None:
+        """What was answered since the last call; asks anew when it is time."""
+        if (self._thread is None or not self._thread.is_alive()) and time.monotonic() >= self._next:
+            self._next = time.monotonic() + pause_of(self._settings)
+            self._thread = threading.Thread(target=self._ask, daemon=True)
+            self._thread.start()
+        return self._told.pop() if self._told else None
+
+    def _ask(self) -> None:
+        self._told[:] = [ask(self._settings)]
+
+
 class Gatherer:
     """`look` blocks, so it is called in a thread; the model is its alone meanwhile."""
 
-    def __init__(self, model: Model, find: Callable[[], list[Endpoint]]) -> None:
+    def __init__(self, model: Model, find: Callable[[], list[Endpoint]], brokers: Sequence[WatchSettings] = ()) -> None:
         self._model = model
         self._find = find
         self._hosts: dict[str, _Host] = {}
+        self._presence = Presence(model, here=lambda: self._hosts)
+        self._listeners = [Listener(settings) for settings in brokers]
+        self._reports = [_Report(settings) for settings in brokers]
+        for listener in self._listeners:
+            listener.start()
 
     def look(self) -> None:
         """Ask every host agent once."""
@@ -45,6 +77,12 @@ class Gatherer:
                 if host is not None:
                     host.client.close()
                 self._model.host_lost(name, str(error))
+        for listener in self._listeners:
+            self._presence.heard(listener.name, listener.settings.kind, listener.take())
+        for report in self._reports:
+            if (told := report.newest()) is not None:
+                self._model.broker(BROKER, told.to_json())
+        self._presence.look()
         self._model.look()
         self._model.changes()  # nobody else wants them
 
@@ -63,5 +101,7 @@ class Gatherer:
         self._model.broker(name, call("broker"))
 
     def close(self) -> None:
+        for listener in self._listeners:
+            listener.stop()
         for host in self._hosts.values():
             host.client.close()

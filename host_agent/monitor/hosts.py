@@ -130,7 +130,11 @@ class HostFeeds:
         """To a host agent that is there; ControlError."""
         feed = self.feeds.get(host)
         if feed is None or feed.connection is None or feed.connection.closed:
-            raise ControlError("no_agent", f"There is no connection to the host agent {host[:64]} now.")
+            raise ControlError(
+                "no_agent",
+                f"There is no connection to the host agent {host[:64]} now.",
+                "one that is heard through a broker is asked on its own machine, by vmctl",
+            )
         return feed.connection
 
     def stop(self) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
+from common.messages import Beacon
+from host_agent.broker.report import BrokerReport
 from host_agent.events import Happened
 
 from . import trouble
@@ -26,6 +28,7 @@ MOST_CHECKPOINTS = 300
 MOST_PROGRAMS = 500
 RUN_TIMES = 30  # of a program, from which its usual run time is taken
 MOST_TROUBLES = 100
+BROKER = "broker"  # what is asked or heard of the broker itself, not through a host agent
 
 
 class Model:
@@ -33,7 +36,7 @@ class Model:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
-        self.hosts = Table(200)
+        self.hosts = Table(2000)
         self.guests = Table(MOST_GUESTS)
         self.commands = Table(MOST_COMMANDS)
         self.copies = Table(MOST_COMMANDS)
@@ -53,21 +56,32 @@ class Model:
         self._skipped = 0
         self._run_times: dict[str, deque[float]] = {}
         self._cpu: dict[str, tuple[float, float]] = {}
+        self._readers: dict[str, int] = {}  # of host agents' queues, as their external broker counts them
 
     # -- hosts
 
-    def host(self, host: str, info: dict[str, Any]) -> None:
-        """A host agent answers."""
-        row = {"host": host, "problem": "", "kind": "agent", **_only(info, _HOST_FIELDS)}
+    def host(self, host: str, info: dict[str, Any], via: str = "", clock_off_s: float = 0.0) -> None:
+        """A host agent answers, or is heard `via` a broker. `clock_off_s`: how far its clock is behind ours."""
+        row: Row = {"host": host, "via": via, "problem": "", "remedy": "", "kind": "agent", **_only(info, _HOST_FIELDS)}
         for field in ("agent_cpu_s", "load"):
             row[field] = None if row[field] is None else round(row[field], 1)
-        self.hosts.set(host, trouble.mark(row, None))
-
-    def host_lost(self, host: str, problem: str) -> None:
-        """It does not answer; what it had is shown as it was."""
-        row = self.hosts.get(host) or {"host": host, "kind": "agent", **dict.fromkeys(_HOST_FIELDS)}
-        row = {**row, "problem": problem[:300]}
+        row["clock_off_s"] = round(clock_off_s) if abs(clock_off_s) > trouble.CLOCK_OFF else 0
         self.hosts.set(host, trouble.mark(row, trouble.of_host(row)))
+
+    def host_lost(self, host: str, problem: str, remedy: str = "") -> None:
+        """It does not answer; what it had is shown as it was."""
+        row = self.hosts.get(host) or {"host": host, "via": "", "kind": "agent", **dict.fromkeys(_HOST_FIELDS)}
+        row = {**row, "clock_off_s": 0, "problem": problem[:300], "remedy": remedy}
+        self.hosts.set(host, trouble.mark(row, trouble.of_host(row)))
+
+    def host_silent(self, host: str, seconds: float, alive: Container[str]) -> None:
+        """It is heard no more through its broker. `alive`: guests of it that still are."""
+        guests = [row["instance"] for key in self.guests.of_host(host) if (row := self.guests.get(key)) is not None]
+        still = sum(guest in alive for guest in guests)
+        self.host_lost(host, *trouble.why_silent(seconds, still, self._readers.get(host)))
+        for guest in guests:
+            if guest not in alive:
+                self.guest_silent(host, guest, f"its host agent {host} is silent")
 
     def host_gone(self, host: str) -> None:
         """It has ended in order: nothing of it is left."""
@@ -77,7 +91,7 @@ class Model:
 
     # -- guests
 
-    def vms(self, host: str, vms: list[dict[str, Any]]) -> None:
+    def vms(self, host: str, vms: list[dict[str, Any]], via: str = "") -> None:
         """All VMs of a host agent."""
         now = self.clock()
         keys = []
@@ -88,6 +102,7 @@ class Model:
             seen = vm.get("last_seen_s")
             row: Row = {
                 "host": host,
+                "via": via,
                 **{name: vm.get(name) for name in _VM_FIELDS},
                 "reason": str(vm.get("reason") or ""),
                 "cpu": self._cpu_percent(key, now, vm.get("cpu_s")),
@@ -97,9 +112,59 @@ class Model:
             if before is not None and row["seen"] is not None and abs((before["seen"] or 0) - row["seen"]) <= 1:
                 row["seen"] = before["seen"]  # the rounding of two clocks is no news
             self.guests.set(key, trouble.mark(row, trouble.of_guest(row, now)))
-        self.guests.keep_only(host, keys)
-        kept = set(keys)
-        self._cpu = {key: seen for key, seen in self._cpu.items() if key in kept or not key.startswith(f"{host} ")}
+        for key in self.guests.keep_only(host, keys):
+            self._cpu.pop(key, None)
+
+    def beacon(self, beacon: Beacon, via: str, *, stranger: bool, room: bool) -> bool:
+        """A guest was heard. `stranger`: no host agent tells of it now, so the beacon is all there is to show, if there
+        is `room`; returns whether it is shown."""
+        now = self.clock()
+        host = beacon.host or "?"
+        key = f"{host} {beacon.guest}"
+        row = self.guests.get(key)
+        if row is None and not (stranger and room):
+            return False
+        told: Row = {"load": beacon.load, "memory_used_bytes": beacon.memory_bytes, "seen": float(round(now))}
+        if row is None or stranger:
+            told.update(
+                commands=beacon.commands,
+                cpu=self._cpu_percent(f"beacon {key}", now, beacon.cpu_s),
+                agent_version=beacon.agent_version,
+                cpus=beacon.cpus or None,
+                memory_mb=round(beacon.memory_total_bytes / 2**20) or None,
+                agent="present",
+                because="",
+            )
+            self._beacon_commands(host, beacon, via, now)
+        if row is None:
+            own = {"vm": beacon.name or beacon.guest, "instance": beacon.guest, "state": "running"}
+            row = {"host": host, "via": via, **dict.fromkeys(_VM_FIELDS), **own, "reason": "", "since": now}
+        row = {**row, **told}
+        self.guests.set(key, trouble.mark(row, trouble.of_guest(row, now)))
+        return True
+
+    def _beacon_commands(self, host: str, beacon: Beacon, via: str, now: float) -> None:
+        """What runs in a guest by its own word; of its host agent's last word, its end is missing."""
+        for command, seconds in beacon.running.items():
+            key = f"{host} {command}"
+            if key not in self.commands.rows:
+                row = _unknown_command(host, command, beacon.name or beacon.guest, via)
+                self._set_command(key, {**row, "state": "running", "by": beacon.guest, "started": now - seconds}, now)
+        if len(beacon.running) == beacon.commands:  # it has told all
+            for key in self.commands.of_host(host):
+                row = self.commands.rows[key]
+                if row.get("by") == beacon.guest and row["command"] not in beacon.running:
+                    self.commands.drop(key)
+
+    def guest_silent(self, host: str, guest: str, because: str = "") -> None:
+        """It is heard no more through its broker."""
+        row = self.guests.get(f"{host} {guest}")
+        if row is not None and (row["agent"] == "present" or row.get("because", "") != because):
+            self._patch_guest(f"{host} {guest}", agent="silent", because=because)
+
+    def guest_gone(self, host: str, guest: str) -> None:
+        """It has not been heard for so long that nobody waits for it."""
+        self.guests.drop(f"{host} {guest}")
 
     def _cpu_percent(self, key: str, now: float, cpu_s: Any) -> int | None:
         if not isinstance(cpu_s, (int, float)):
@@ -110,7 +175,7 @@ class Model:
 
     # -- commands and copies
 
-    def commands_of(self, host: str, commands: list[dict[str, Any]]) -> None:
+    def commands_of(self, host: str, commands: list[dict[str, Any]], via: str = "") -> None:
         now = self.clock()
         keys = []
         for each in commands:
@@ -119,6 +184,7 @@ class Model:
             argv = str(each.get("argv") or "")
             row = {
                 "host": host,
+                "via": via,
                 **{name: each.get(name) for name in _COMMAND_FIELDS},
                 "program": argv.partition(" ")[0].rpartition("/")[2] or "?",
                 "argv": argv,
@@ -137,7 +203,7 @@ class Model:
         times = self._run_times.get(program)
         return statistics.median(times) if times is not None and len(times) >= 3 else None
 
-    def copies_of(self, host: str, copies: list[dict[str, Any]]) -> None:
+    def copies_of(self, host: str, copies: list[dict[str, Any]], via: str = "") -> None:
         now = self.clock()
         keys = []
         for each in copies:
@@ -154,6 +220,7 @@ class Model:
                 self.series.copied(done - (before["bytes"] if before else 0 if each.get("ended_at") is None else done))
             row = {
                 "host": host,
+                "via": via,
                 **{name: each.get(name) for name in _COPY_FIELDS},
                 "path": str(each.get("guest_path") or ""),
                 "bytes": done,
@@ -174,7 +241,21 @@ class Model:
         row = {"host": host, **report}
         row["queues"] = [dict(queue) for queue in report.get("queues") or ()][:100]
         row["more_queues"] = max(0, len(report.get("queues") or ()) - 100)
-        self.brokers.set(f"{host} {report.get('name')}", trouble.mark(row, trouble.of_broker(row)))
+        key = f"{host} {report.get('name')}"
+        before = self.brokers.get(key) or {}
+        row.update({field: before.get(field, "") for field in ("beacons", "deaf")})
+        for queue in report.get("queues") or ():
+            name = str(queue.get("name"))
+            if name.startswith(_HOST_QUEUE) and queue.get("consumers") is not None:
+                self._readers[name.removeprefix(_HOST_QUEUE)] = queue["consumers"]
+        self.brokers.set(key, trouble.mark(row, trouble.of_broker(row)))
+
+    def listening(self, name: str, kind: str, connected: bool, problem: str) -> None:
+        """Whether guests and hosts are heard through a broker."""
+        key = f"{BROKER} {name}"
+        row = self.brokers.get(key) or {"host": BROKER, **BrokerReport(kind, name).to_json(), "more_queues": 0}
+        row = {**row, "beacons": "heard" if connected else "not heard", "deaf": problem[:300]}
+        self.brokers.set(key, trouble.mark(row, trouble.of_broker(row)))
 
     @property
     def depth(self) -> int | None:
@@ -184,7 +265,7 @@ class Model:
 
     # -- events
 
-    def event(self, host: str, event: dict[str, Any]) -> None:
+    def event(self, host: str, event: dict[str, Any], via: str = "") -> None:
         """Show it, and what follows from it at once, before the next look at everything."""
         taken = {"host": host, **event}
         self.events.append(taken)
@@ -200,9 +281,9 @@ class Model:
         elif name == Happened.GUEST_PRESENCE:
             self._patch_guest(guest, agent=event.get("presence"))
         elif name == Happened.CHECKPOINT:
-            self._checkpoint(host, event)
+            self.checkpoint(host, event)
         elif event.get("command"):
-            self._command_event(host, str(name), event)
+            self._command_event(host, str(name), event, via)
 
     def _patch_guest(self, key: str, **values: Any) -> None:
         row = self.guests.get(key)
@@ -211,25 +292,26 @@ class Model:
             row = {**row, **values, "since": now}
             self.guests.set(key, trouble.mark(row, trouble.of_guest(row, now)))
 
-    def _checkpoint(self, host: str, event: dict[str, Any]) -> None:
+    def checkpoint(self, host: str, event: dict[str, Any]) -> None:
         row = {"host": host, **{name: event.get(name) for name in _CHECKPOINT_FIELDS}}
-        while len(self.checkpoints) >= MOST_CHECKPOINTS:
-            self.checkpoints.drop(next(iter(self.checkpoints.rows)))
         key = f"{host} {event.get('instance')} {event.get('time')}"
+        while len(self.checkpoints) >= MOST_CHECKPOINTS and key not in self.checkpoints.rows:
+            self.checkpoints.drop(next(iter(self.checkpoints.rows)))
         self.checkpoints.set(key, trouble.mark(row, trouble.of_checkpoint(row)))
 
-    def _command_event(self, host: str, name: str, event: dict[str, Any]) -> None:
+    def _command_event(self, host: str, name: str, event: dict[str, Any], via: str) -> None:
         key = f"{host} {event['command']}"
         row = self.commands.get(key)
         when = event.get("time")
         if row is None:
             program = str(event.get("program") or "?")
             row = {
-                "host": host, **dict.fromkeys(_COMMAND_FIELDS), "vm": event.get("vm"), "command": event["command"],
-                "program": program.rpartition("/")[2], "argv": program, "state": "asked", "outcome": "",
-                "asked": when, "started": None, "ended": None, "deadline": event.get("deadline_s"),
-                "stdout_bytes": 0, "stderr_bytes": 0, "reason": "", "signal": "",
-            }  # fmt: skip
+                **_unknown_command(host, event["command"], str(event.get("vm") or ""), via),
+                "program": program.rpartition("/")[2],
+                "argv": program,
+                "asked": when,
+                "deadline": event.get("deadline_s"),
+            }
         if name == Happened.COMMAND_STARTED:
             row = {**row, "state": "running", "started": row["started"] or when}
         elif name == Happened.COMMAND_ENDED:
@@ -293,6 +375,7 @@ class Model:
         return change
 
 
+_HOST_QUEUE = "vmwrapper.host."
 _HOST_FIELDS = (
     "version", "pid", "started_at", "cpus", "load", "memory_bytes", "memory_available_bytes", "agent_cpu_s",
     "agent_rss_bytes",
@@ -307,6 +390,14 @@ _COMMAND_FIELDS = (
 )  # fmt: skip
 _COPY_FIELDS = ("vm", "copy", "direction", "failed", "reason")
 _CHECKPOINT_FIELDS = ("vm", "instance", "time", "action", "snapshot", "seconds", "failed", "reason")
+
+
+def _unknown_command(host: str, command: str, vm: str, via: str) -> Row:
+    return {
+        "host": host, "via": via, **dict.fromkeys(_COMMAND_FIELDS), "vm": vm, "command": command, "program": "?",
+        "argv": "?", "state": "asked", "outcome": "", "asked": None, "started": None, "ended": None, "deadline": None,
+        "stdout_bytes": 0, "stderr_bytes": 0, "reason": "", "signal": "",
+    }  # fmt: skip
 
 
 def _only(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from host_agent.control_client import Endpoint
 from host_agent.metrics import Metrics
 
 from .access import Access, Login
-from .brokers import BrokerWatch
+from .brokers import BrokerWatch, Listening
 from .hosts import HostFeeds
 from .model import Model
 from .page import Monitor, QuietSite
+from .presence import Presence
 from .stream import Stream
 
 IDLE_SECONDS = 120  # of a connection that asks for nothing
@@ -60,7 +61,8 @@ def build_monitor(reactor: Any, find: Callable[[], list[Endpoint]], options: Mon
     stream = Stream(reactor, model, {"key": access.key if options.control else "", "control": options.control})
     page = Monitor(feeds, stream, metrics, access, options.control)
     brokers = [BrokerWatch(reactor, settings, model, metrics) for settings in options.brokers]
-    return MonitorServer(reactor, options, feeds, brokers, stream, access, page, model)
+    listening = Listening(reactor, options.brokers, Presence(model, metrics, lambda: feeds.feeds))
+    return MonitorServer(reactor, options, feeds, [*brokers, listening], stream, access, page, model)
 
 
 @attrs.define
@@ -70,7 +72,7 @@ class MonitorServer:
     _reactor: Any
     _options: MonitorOptions
     feeds: HostFeeds
-    brokers: list[BrokerWatch]
+    brokers: list[BrokerWatch | Listening]
     stream: Stream
     access: Access
     page: Monitor

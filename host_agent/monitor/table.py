@@ -14,6 +14,7 @@ class Table:
     def __init__(self, most: int) -> None:
         self._most = most
         self._rows: dict[str, Row] = {}
+        self._of_host: dict[str, set[str]] = {}
         self._changed: dict[str, Row | None] = {}
         self.left_out = 0  # rows for which there is no room
 
@@ -38,6 +39,8 @@ class Table:
             self.left_out += 1
             return
         self._rows[key] = row
+        if before is None:
+            self._of_host.setdefault(row["host"], set()).add(key)
         self._changed[key] = row
 
     def patch(self, key: str, **values: Any) -> None:
@@ -47,15 +50,24 @@ class Table:
             self.set(key, {**row, **values})
 
     def drop(self, key: str) -> None:
-        if self._rows.pop(key, None) is not None:
+        row = self._rows.pop(key, None)
+        if row is not None:
+            self._of_host[row["host"]].discard(key)
+            if not self._of_host[row["host"]]:
+                del self._of_host[row["host"]]
             self._changed[key] = None
 
-    def keep_only(self, host: str, keys: Iterable[str]) -> None:
-        """Of this host, no other rows than these are left."""
+    def of_host(self, host: str) -> list[str]:
+        """The keys of its rows."""
+        return list(self._of_host.get(host, ()))
+
+    def keep_only(self, host: str, keys: Iterable[str]) -> list[str]:
+        """Of this host, no other rows than these are left; returns the keys of those that went."""
         kept = set(keys)
-        for key, row in self:
-            if row["host"] == host and key not in kept:
-                self.drop(key)
+        gone = [key for key in self.of_host(host) if key not in kept]
+        for key in gone:
+            self.drop(key)
+        return gone
 
     def changes(self) -> dict[str, Row | None]:
         """What has changed since the last call; None: the row is gone."""

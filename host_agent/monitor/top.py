@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -12,6 +12,7 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Footer, Input, Static, TabbedContent, TabPane
 
+from host_agent.broker.watch import WatchSettings
 from host_agent.control_client import Endpoint, endpoints
 
 from .gather import Gatherer
@@ -141,11 +142,16 @@ class Top(App[None]):
         *(Binding(str(number), f"show('{name}')", name, show=False) for number, name in enumerate(TABLES, start=1)),
     ]
 
-    def __init__(self, every: float, find: Callable[[], list[Endpoint]] = endpoints) -> None:
+    def __init__(
+        self,
+        every: float,
+        find: Callable[[], list[Endpoint]] = endpoints,
+        brokers: Sequence[WatchSettings] = (),
+    ) -> None:
         super().__init__()
         self._every = every
         self._model = Model()
-        self._gatherer = Gatherer(self._model, find)
+        self._gatherer = Gatherer(self._model, find, brokers)
         self._words: list[str] = []
 
     def compose(self) -> ComposeResult:

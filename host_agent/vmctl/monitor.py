@@ -11,13 +11,16 @@ from typing import Any
 
 from common.errors import ConfigError
 
+from .watched import add_broker_option, watched_brokers
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "monitor",
         help="a live web page of hosts, guests, commands, copies and brokers",
-        description="Serve a live page of every host agent of this user, until Ctrl-C, and metrics for Prometheus "
-        "at /metrics. On the loopback the address that is printed opens it; elsewhere it needs a login and TLS.",
+        description="Serve a live page of every host agent of this user, and of all that are heard through external "
+        "brokers, until Ctrl-C, and metrics for Prometheus at /metrics. On the loopback the address that is printed "
+        "opens it; elsewhere it needs a login and TLS.",
     )
     parser.add_argument("--listen", default="127.0.0.1:8640", metavar="[HOST:]PORT", help="(%(default)s)")
     parser.add_argument("--control", action="store_true", help="let the page ping, pause, resume and send signals")
@@ -26,10 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--certificate", type=Path, metavar="FILE", help="PEM, for TLS")
     parser.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
     parser.add_argument("--name", action="append", default=[], help="a name under which the page is reached")
-    parser.add_argument(
-        "--broker", type=Path, action="append", default=[], metavar="FILE",
-        help="show this external broker, too: the monitor.toml that vmctl broker init wrote; may be repeated",
-    )  # fmt: skip
+    add_broker_option(parser)
     parser.set_defaults(func=run)
 
 
@@ -39,7 +39,6 @@ def run(options: argparse.Namespace) -> int:
     from common.logs import start_logging
 
     try:
-        from host_agent.broker.watch import WatchSettings
         from host_agent.metrics_page import split_address
         from host_agent.monitor.access import Login
         from host_agent.monitor.serve import MonitorOptions, build_monitor
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
             options.certificate,
             options.key,
             tuple(options.name),
-            tuple(WatchSettings.load(file) for file in options.broker),
+            watched_brokers(options.broker),
         ),
     )
     failures: list[ConfigError] = []

@@ -157,7 +157,8 @@ def _destinations(plan: Plan) -> str:
     queues = [f"vmwrapper.host.{host.host.name}" for host in plan.hosts]
     queues += [f"vmwrapper.guest.{guest.name}" for host in plan.hosts for guest in host.guests]
     lines = [f'      <queue physicalName="{queue}"/>' for queue in queues]
-    return "\n".join([*lines, '      <topic physicalName="vmwrapper.presence"/>'])
+    lines += [f'      <topic physicalName="vmwrapper.{topic}"/>' for topic in ("presence", "status")]
+    return "\n".join(lines)
 
 
 def _users(plan: Plan) -> str:
@@ -185,6 +186,7 @@ def _rights(plan: Plan) -> str:
     hosts = ",".join(host.host.name for host in plan.hosts)
     guests = ",".join(guest.name for host in plan.hosts for guest in host.guests)
     entries.append(("topic", "vmwrapper.presence", f"{hosts},{monitor}", guests, nobody))
+    entries.append(("topic", "vmwrapper.status", monitor, hosts, nobody))
     entries.append(("queue", "ActiveMQ.Statistics.>", monitor, monitor, monitor))
     return "\n".join(
         f'        <authorizationEntry {kind}="{name}" read="{read}" write="{write}" admin="{admin}"/>'

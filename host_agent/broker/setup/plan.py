@@ -142,6 +142,8 @@ def _settings(plan: Plan, host: HostLogins) -> str:
         "# The host agent's id, which is its login and names its queue.",
         f"host = {quoted(host.host.name)}",
         f"passcode = {quoted(host.host.passcode)}",
+        "# This broker has a topic on which the host agent tells vmctl monitor of itself.",
+        "status = true",
     ]
     if plan.tls:
         lines += [

@@ -3,7 +3,8 @@
 RabbitMQ's rights are about exchanges and queues, not about STOMP destinations. `/queue/NAME` publishes through the
 default exchange, and who may use that may write to every queue. So each of our destinations is an exchange with a
 queue bound to it, of the same name and made beforehand; nobody may configure anything; and the agents send to
-`/exchange/NAME` and read `/amq/queue/NAME` (`common/broker_link.py`, `Dialect`).
+`/exchange/NAME` and read `/amq/queue/NAME` (`common/broker_link.py`, `Dialect`). A monitor subscribes to the topics'
+exchanges themselves, in queues that the broker makes for as long as it is connected, so that several can watch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .plan import HostLogins, Login, Plan
 from .write import executable, write_readme
 
 PACKAGES = "rabbitmq-server"
+WATCHING = "stomp-subscription-"  # how the STOMP plugin names the queues that it makes
 
 _ENVIRONMENT = """\
 here=$(cd "$(dirname "$0")" && pwd)
@@ -101,9 +103,9 @@ def definitions(plan: Plan) -> dict[str, Any]:
     limits = plan.limits
     hosts = [host.host.name for host in plan.hosts]
     guests = [guest.name for host in plan.hosts for guest in host.guests]
-    presence = "vmwrapper.presence"
+    presence, status = "vmwrapper.presence", "vmwrapper.status"
     own = [f"vmwrapper.host.{name}" for name in hosts] + [f"vmwrapper.guest.{name}" for name in guests]
-    readers = [f"{presence}.{name}" for name in (*hosts, plan.monitor.name)]
+    readers = [f"{presence}.{name}" for name in hosts]
     users = [plan.monitor, *(login for host in plan.hosts for login in (host.host, *host.guests))]
     return {
         "rabbit_version": "3.10.8",
@@ -111,7 +113,7 @@ def definitions(plan: Plan) -> dict[str, Any]:
         "users": [_user(login) for login in users],
         "permissions": [
             *(right for host in plan.hosts for right in _rights(host)),
-            _right(plan.monitor.name, write=[], read=[f"{presence}.{plan.monitor.name}"]),
+            _watcher(plan.monitor.name, [presence, status]),
         ],
         "topic_permissions": [],
         "parameters": [],
@@ -119,7 +121,7 @@ def definitions(plan: Plan) -> dict[str, Any]:
             {
                 "vhost": "/",
                 "name": "vmwrapper",
-                "pattern": r"^vmwrapper\\.".replace(r"\\", "\\"),
+                "pattern": rf"^(vmwrapper\.|{WATCHING})",
                 "apply-to": "queues",
                 "priority": 1,
                 # A full queue drops its oldest message: the agents send again what still matters, and whoever
@@ -138,7 +140,7 @@ def definitions(plan: Plan) -> dict[str, Any]:
         "exchanges": [
             {"vhost": "/", "name": name, "type": "fanout", "durable": True, "auto_delete": False, "internal": False,
              "arguments": {}}
-            for name in (*own, presence)
+            for name in (*own, presence, status)
         ],
         "bindings": [_binding(name, name) for name in own] + [_binding(presence, name) for name in readers],
     }  # fmt: skip
@@ -148,7 +150,8 @@ def _rights(host: HostLogins) -> list[dict[str, str]]:
     name = host.host.name
     queues = [f"vmwrapper.guest.{guest.name}" for guest in host.guests]
     # The host reads its guests' queues, too: it empties one before another guest gets the login.
-    rights = [_right(name, write=queues, read=[f"vmwrapper.host.{name}", f"vmwrapper.presence.{name}", *queues])]
+    written = [*queues, "vmwrapper.status"]
+    rights = [_right(name, write=written, read=[f"vmwrapper.host.{name}", f"vmwrapper.presence.{name}", *queues])]
     for guest in host.guests:
         own = f"vmwrapper.guest.{guest.name}"
         rights.append(_right(guest.name, write=[f"vmwrapper.host.{name}", "vmwrapper.presence"], read=[own]))
@@ -157,6 +160,13 @@ def _rights(host: HostLogins) -> list[dict[str, str]]:
 
 def _right(login: str, *, write: list[str], read: list[str]) -> dict[str, str]:
     return {"user": login, "vhost": "/", "configure": "^$", "write": _pattern(write), "read": _pattern(read)}
+
+
+def _watcher(login: str, topics: list[str]) -> dict[str, str]:
+    """Reads topics through queues of its own, which it makes."""
+    names = "|".join(re.escape(topic) for topic in topics)
+    own = f"^{WATCHING}.*$"
+    return {"user": login, "vhost": "/", "configure": own, "write": own, "read": f"^({WATCHING}.*|{names})$"}
 
 
 def _pattern(names: list[str]) -> str:

@@ -34,7 +34,7 @@ const views = {
     states: ["running", "starting", "paused", "saved", "stopped", "crashed"],
     order: byName,
     open: (key) => open("guests", key),
-    empty: "No VM of any host agent.",
+    empty: "No VM of any host agent, and no guest is heard.",
     columns: [
       { title: "Guest", text: (r) => named(r, r.vm) },
       { title: "State", text: (r) => (r.state === "running" ? `running, agent ${r.agent}` : r.state) },
@@ -43,10 +43,11 @@ const views = {
       {
         title: "Memory",
         number: true,
-        text: (r) => `${r.memory_used_bytes === null ? "?" : Math.round(r.memory_used_bytes / 1048576)} / ${r.memory_mb} MB`,
+        text: (r) =>
+          `${r.memory_used_bytes === null ? "?" : Math.round(r.memory_used_bytes / 1048576)} / ${r.memory_mb ?? "?"} MB`,
       },
-      { title: "Commands", number: true, text: (r) => String(r.commands) },
-      { title: "Image", text: (r) => r.image ?? "" },
+      { title: "Commands", number: true, text: (r) => known(r.commands) },
+      { title: "Image", text: (r) => r.image ?? "unknown" },
       { title: "Agent", text: (r) => r.agent_version ?? "" },
       { title: "Host", text: (r) => r.host },
       { title: "Why, and what to do", text: why },
@@ -128,6 +129,7 @@ const views = {
             : `${bytes(r.memory_bytes)}${r.memory_limit_bytes ? ` of ${bytes(r.memory_limit_bytes)}` : ""}`,
       },
       { title: "Dead letters", number: true, text: (r) => known(r.dead_letters) },
+      { title: "Guests and hosts", text: (r) => r.beacons || "not listened to" },
       { title: "Why, and what to do", text: why },
     ],
   }),
@@ -136,9 +138,10 @@ const views = {
     stateOf: (row) => (row.problem ? "lost" : "up"),
     states: ["up", "lost"],
     order: (a, b) => a.host.localeCompare(b.host),
-    empty: "No host agent of this user runs. Start one: vmctl start NAME",
+    empty: "No host agent of this user runs, and none is heard. Start one: vmctl start NAME",
     columns: [
       { title: "Host", text: (r) => named(r, r.host) },
+      { title: "Seen through", text: (r) => r.via || "this machine" },
       { title: "Version", text: (r) => r.version ?? "" },
       { title: "Process", number: true, text: (r) => String(r.pid ?? "") },
       { title: "Up", text: (r, now) => (r.started_at ? seconds(now - r.started_at) : "") },
@@ -289,11 +292,12 @@ function open(table, key) {
   }
   setText($("detail-answer"), "");
   $("detail-fields").replaceChildren();
-  $("detail-output").hidden = table !== "commands";
+  const elsewhere = table === "commands" && Boolean(views.commands.rows.get(key).via); // its output stays there
+  $("detail-output").hidden = table !== "commands" || elsewhere;
   drawControls();
   drawDetail();
   if (!$("detail").open) $("detail").showModal();
-  if (table === "commands") followOutput(shared.open);
+  if (table === "commands" && !elsewhere) followOutput(shared.open);
 }
 $("detail").addEventListener("close", () => (shared.open = null));
 
@@ -311,7 +315,11 @@ function drawControls() {
     });
     buttons.push(button);
   };
-  if (shared.control && table === "guests") {
+  if (row.via && (table === "guests" || (table === "commands" && row.state !== "ended"))) {
+    // A broker lets a monitor read, and write to nobody.
+    const say = table === "guests" ? `vmctl ping ${row.vm}` : `vmctl trace ${row.command}`;
+    buttons.push(element("span", {}, `It is heard through the broker only, which takes no orders from here: on ${row.host}, ${say}`));
+  } else if (shared.control && table === "guests") {
     add("Ping", "ping", { vm: row.vm });
     add("Pause", "pause", { vm: row.vm });
     add("Resume", "resume", { vm: row.vm });

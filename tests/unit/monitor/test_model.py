@@ -60,7 +60,12 @@ def only_trouble(model: Model) -> tuple[str, str]:
     [
         (vm(state="crashed"), "red", "The VM a ended unexpectedly"),
         (vm(reason="The VM a was powered off by its guest"), "red", "The VM a was powered off by its guest"),
-        (vm(agent="silent"), "red", "The agent in a is silent"),
+        (vm(agent="silent"), "red", "The agent in a is silent; it was last heard 1 s ago"),
+        (
+            vm(agent="silent", commands=2),
+            "red",
+            "The agent in a is silent, with 2 running in it; it was last heard 1 s ago",
+        ),
         (vm(agent="gone"), "red", "The agent in a has ended"),
         (vm(last_seen_s=100.0), "amber", "a was last heard 100 s ago"),
     ],
