@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -17,6 +18,8 @@ from common.tls import Tls
 from host_agent.broker.access import OwnBroker
 from host_agent.broker.check import Client, check_broker
 from host_agent.broker.setup.plan import Login
+from host_agent.broker.watch import WatchSettings
+from host_agent.monitor.listener import Listener
 from tests.brokers import RunningBroker
 from tests.contract.raw_stomp import RawStomp
 
@@ -200,6 +203,47 @@ def test_a_guest_cannot_hear_other_guests_beacons(site: Site, closing: Callable[
             heard = bodies(spy, 0.1)
             other.send(messages.PRESENCE, b"a beacon")
             assert b"a beacon" not in heard + bodies(spy, 0.1), name
+
+
+def test_only_hosts_tell_the_status_and_only_monitors_hear_it(site: Site, closing: Callable[[Client], Client]) -> None:
+    one = site.broker.plan.hosts[0]
+    names = names_of("vmwrapper.status")
+    settings = WatchSettings.load(site.broker.plan.monitor_settings)
+    listener = Listener(settings)
+    listener.start()
+    heard: list[bytes] = []
+
+    def hears(mark: bytes, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while mark not in heard and time.monotonic() < deadline:
+            heard.extend(body for topic, body in listener.take().messages if topic == messages.STATUS)
+            time.sleep(0.05)  # a listener is asked now and then
+        return mark in heard
+
+    try:
+        host = closing(site.client(one.host))
+        first = time.monotonic() + SECONDS
+        while not hears(b"a status", SILENCE) and time.monotonic() < first:
+            host.send(messages.STATUS, b"a status")
+        assert b"a status" in heard and host.reason == ""
+        spies = [(one.guests[0], name) for name in [*names, "/topic/>", "/topic/vmwrapper.>"]]
+        spies += [(one.host, name) for name in (messages.STATUS, "/exchange/vmwrapper.status", "/topic/>")]
+        for login, name in spies:
+            with site.raw(login) as spy:
+                spy.send("SUBSCRIBE", {"id": "1", "destination": name, "ack": "auto", "receipt": "1"})
+                said = bodies(spy, 0.1)
+                host.send(messages.STATUS, b"another status")
+                assert b"another status" not in said + bodies(spy, 0.1), name
+        for name in names:
+            with contextlib.suppress(OSError), site.raw(one.guests[0]) as liar:
+                liar.send("SEND", {"destination": name, "receipt": "1"}, b"a lie")
+                with contextlib.suppress(TimeoutError):
+                    liar.receive(0.2)
+        assert not hears(b"a lie", SILENCE)
+        assert hears(b"another status", SECONDS)
+    finally:
+        listener.stop()
+        listener.join()
 
 
 def statistics(client: RawStomp, name: str) -> dict[str, object]:
