@@ -44,10 +44,8 @@ def runtime_dir() -> Path:
     elif os.environ.get("XDG_RUNTIME_DIR"):
         path = Path(os.environ["XDG_RUNTIME_DIR"]) / "vmwrapper"
     else:
-        import tempfile  # it and hashlib cost 4 MB, which a job on the host alone does not need
-
         user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-        path = Path(tempfile.gettempdir()) / f"vmwrapper-{user}"
+        path = _temporary() / f"vmwrapper-{user}"
     if hasattr(os, "getuid") and len(os.fsencode(path)) > LONGEST_RUNTIME:
         raise ConfigError(
             f"the path {path} is too long to hold sockets: it may have {LONGEST_RUNTIME} bytes",
@@ -61,6 +59,17 @@ def runtime_dir() -> Path:
         if found.st_mode & 0o077:
             path.chmod(0o700)
     return path
+
+
+def _temporary() -> Path:
+    """What `tempfile.gettempdir()` finds; its module costs 4 MB, which a job on the host alone does not need."""
+    if os.name == "posix":
+        for name in (*(os.environ.get(variable) for variable in ("TMPDIR", "TEMP", "TMP")), "/tmp"):  # noqa: S108
+            if name and Path(name).is_dir() and os.access(name, os.W_OK | os.X_OK):
+                return Path(name).absolute()
+    import tempfile
+
+    return Path(tempfile.gettempdir())
 
 
 def endpoints_dir() -> Path:

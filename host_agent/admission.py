@@ -26,8 +26,8 @@ from twisted.internet.task import deferLater
 from common.errors import VMwrapperError
 from common.files import runtime_dir, write_private
 
-from .ledger import identity_of, is_alive
-from .turn import try_lock
+from .file_lock import try_lock
+from .process_identity import identity_of, is_alive
 
 SPARE_MB = 256  # that the volunteer's own programs keep, at least
 AT_ONCE = 3  # VMs that start at the same moment; more on a host with many cores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,20 @@ class HostAgent:
         self._link.start()
         arrival = self._first_connection(broker_deadline) if broker_deadline else None
         await self._vms.adopt_all()
-        for sentence in sweep():
-            self._log.info("left by an agent that died: {sentence}", sentence=sentence)
+        # Beside our own work: a hypervisor may take minutes. Nobody waits for the end of it, and it may be cut short.
+        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
         if arrival is not None:
             await arrival
         return self._control.listen()
+
+    def _sweep(self) -> None:
+        """In a thread of its own."""
+        try:
+            said = [f"left by one that died: {sentence}" for sentence in sweep()]
+        except Exception as error:
+            said = [f"what others left cannot be removed: {error}"]
+        for sentence in said:
+            self._reactor.callFromThread(self._log.info, "{sentence}", sentence=sentence)
 
     def _first_connection(self, deadline: float) -> Deferred[None]:
         def too_late(result: object, seconds: float) -> None:

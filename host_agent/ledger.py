@@ -1,27 +1,31 @@
-"""The ledger: what a host agent makes on this host for a VM, written down before it exists.
+"""The ledger: what we make on this host, written down before it exists.
 
 One directory for each VM, `<runtime>/vms/<instance>/`, holds the VM's sockets and `entry.json`: who owns it, which
 process carries it, and which other directory belongs to it. An agent removes its entries itself; `sweep` removes
-those whose owner is provably dead, and nothing else.
+those whose owner is provably dead, and nothing else. (Control groups of tasks on the host: `wrapper/task_groups.py`.)
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from common.files import runtime_dir, write_private
 
 from .control_client import remove_dead_endpoints
+from .file_lock import held
+from .process_identity import identity_of, is_alive
 
 ENTRY = "entry.json"
 SAVED_BY_VIRTUALBOX = "machine/Snapshots/*.sav"  # states and snapshots, below the directory of a VM
 STATES = "states.json"  # in the directory of a VM that can be restored
+SWEPT = ".swept-"  # in the name of an entry that a sweep removes
+LOCK = "ledger.lock"
+LOCK_DEADLINE = 10.0  # seconds; everybody holds it for a moment only
 
 
 def ledger_dir() -> Path:
@@ -37,8 +41,9 @@ class LedgerEntry:
     def __init__(self, instance: str, directory: Path) -> None:
         self.path = ledger_dir() / instance
         self._value: dict[str, Any] = {"owner": identity_of(os.getpid()), "directory": str(directory), "process": None}
-        self.path.mkdir(mode=0o700, exist_ok=True)
-        self._write()
+        with held(runtime_dir() / LOCK, LOCK_DEADLINE):  # a sweep is not to take it for what a dead agent left
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            self._write()
 
     def has_process(self, pid: int, leash: int | None = None) -> None:
         """The VM is carried by this process, and by a leash that cleans up by itself when no agent comes back."""
@@ -60,40 +65,75 @@ class LedgerEntry:
 
 
 def sweep() -> list[str]:
-    """Remove what dead host agents left behind; returns a sentence for each thing removed."""
+    """Remove what dead host agents and wrappers left behind; returns a sentence for each thing removed.
+
+    A hypervisor may take minutes for it: not to be called on a reactor's thread.
+    """
+    from .wrapper.task_groups import sweep_groups
+
     removed = []
     for place in sorted(ledger_dir().iterdir()):
-        try:
-            value = json.loads((place / ENTRY).read_bytes())
-            owner, process, directory = value["owner"], value["process"], Path(value["directory"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # being made at this moment, or not ours: leave it
-        leash = value.get("leash")
-        if is_alive(owner) or (leash is not None and is_alive(leash)):
-            continue
-        if process is not None and is_alive(process):
-            _kill(process[0])
-            removed.append(f"ended process {process[0]} of the VM {place.name}")
-        if value.get("machine"):
-            hypervisor, machine = value["machine"]
-            if any(directory.glob(SAVED_BY_VIRTUALBOX)):
-                # The entry stays as well: should the directory go, the next sweep removes the rest.
-                removed.append(f"kept {directory}: its VM can be restored")
-                continue
-            why_not = _unregister(hypervisor, machine, directory)
-            if why_not:
-                # What it has is known to the hypervisor still: the entry stays for the next sweep.
-                removed.append(f"could not remove the VM {place.name} from its hypervisor: {why_not}")
-                continue
-            removed.append(f"removed the VM {place.name} from {hypervisor}")
-        if (directory / STATES).exists():
-            removed.append(f"kept {directory}: its VM can be restored")
-        elif directory.is_dir() and directory.name.startswith("vm-"):
-            shutil.rmtree(directory, ignore_errors=True)
-            removed.append(f"removed {directory}")
-        shutil.rmtree(place, ignore_errors=True)
-        removed.append(f"removed {place}")
+        removed += _sweep_one(place)
+    removed += sweep_groups()
     return removed + [f"removed {file}: its host agent was killed" for file in remove_dead_endpoints()]
+
+
+def _sweep_one(place: Path) -> list[str]:
+    instance = place.name.partition(SWEPT)[0]
+    claimed = place.with_name(f"{instance}{SWEPT}{secrets.token_hex(4)}")
+    with held(runtime_dir() / LOCK, LOCK_DEADLINE):
+        value = _read(place)
+        if value is None or not _is_dead(value):
+            return []
+        # From here on it is ours alone: other sweeps leave it, and an agent that restores the VM makes another entry.
+        write_private(place / ENTRY, json.dumps({**value, "sweeper": identity_of(os.getpid())}).encode("utf-8"))
+        place.rename(claimed)
+    removed, keep = _remove(instance, value)
+    with held(runtime_dir() / LOCK, LOCK_DEADLINE):
+        again = ledger_dir() / instance
+        if keep and not again.exists():
+            write_private(claimed / ENTRY, json.dumps(value).encode("utf-8"))
+            claimed.rename(again)
+            return removed
+    shutil.rmtree(claimed, ignore_errors=True)
+    return [*removed, f"removed {again}"]
+
+
+def _read(place: Path) -> dict[str, Any] | None:
+    """An entry; None when it is being made at this moment, or is not ours."""
+    try:
+        value = json.loads((place / ENTRY).read_bytes())
+        return {**value, "owner": value["owner"][:2], "process": value["process"], "directory": value["directory"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_dead(value: dict[str, Any]) -> bool:
+    """Whether nobody is left who would see to the VM."""
+    return not any(is_alive(value[who]) for who in ("owner", "leash", "sweeper") if value.get(who))
+
+
+def _remove(instance: str, value: dict[str, Any]) -> tuple[list[str], bool]:
+    """Remove what an entry names. Returns what was done, and whether the entry has to stay for the next sweep."""
+    removed, process, directory = [], value["process"], Path(value["directory"])
+    if process is not None and is_alive(process):
+        _kill(process[0])
+        removed.append(f"ended process {process[0]} of the VM {instance}")
+    if value.get("machine"):
+        hypervisor, machine = value["machine"]
+        if any(directory.glob(SAVED_BY_VIRTUALBOX)):
+            # Should the directory go, the next sweep removes the rest.
+            return [*removed, f"kept {directory}: its VM can be restored"], True
+        why_not = _unregister(hypervisor, machine, directory)
+        if why_not:  # what it has is known to the hypervisor still
+            return [*removed, f"could not remove the VM {instance} from its hypervisor: {why_not}"], True
+        removed.append(f"removed the VM {instance} from {hypervisor}")
+    if (directory / STATES).exists():
+        removed.append(f"kept {directory}: its VM can be restored")
+    elif directory.is_dir() and directory.name.startswith("vm-"):
+        shutil.rmtree(directory, ignore_errors=True)
+        removed.append(f"removed {directory}")
+    return removed, False
 
 
 def _unregister(hypervisor: str, machine: str, directory: Path) -> str:
@@ -114,25 +154,9 @@ def owned_by_another(instance: str) -> bool:
     return owner[0] != os.getpid() and is_alive(owner)
 
 
-def identity_of(pid: int) -> list[Any]:
-    """A process as (pid, start time): a pid alone may be somebody else's by now."""
-    try:
-        return [pid, psutil.Process(pid).create_time()]
-    except psutil.Error:
-        return [pid, 0.0]
-
-
-def is_alive(identity: list[Any]) -> bool:
-    try:
-        process = psutil.Process(identity[0])
-        return abs(process.create_time() - identity[1]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:
-        return True  # cannot be told: leave it
-
-
 def _kill(pid: int) -> None:
+    import psutil
+
     try:
         process = psutil.Process(pid)
         process.kill()

@@ -21,8 +21,8 @@ from common.errors import ConfigError
 from common.files import runtime_dir, write_private
 from common.link import new_session
 
+from .file_lock import try_lock
 from .outbox import Outbox
-from .turn import try_lock
 
 FORMAT = 1
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
+from .file_lock import try_lock
+
 POLL = 0.2  # seconds between two looks: nobody rings a bell when a lock is given back
 
 
@@ -40,21 +42,3 @@ class Turn:
         handle, self._handle = self._handle, -1
         if handle >= 0:
             os.close(handle)
-
-
-def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock on a file until it is closed; None when another has it. OSError."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle

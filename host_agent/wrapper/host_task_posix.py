@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import select
 import signal
 import time
 from typing import Any
-
-from common.cgroup import TaskGroup
 
 from .host_leader import END_TREE, LeaderSpec, fork_leader
 from .host_task import ExitStatus, ProcessSpec
@@ -26,12 +23,11 @@ from .process_tree import (
     signal_each,
     tree_cpu_seconds,
 )
+from .task_groups import HostGroup
 
 NICE = {1: 19, 2: 10, 3: 0, 4: -10, 5: -15}  # BOINC's process priorities
 START_DEADLINE_S = 30.0  # for a fork and an exec, on a machine that swaps
 END_DEADLINE_S = 10.0  # for the kernel to end what was killed; a process that waits for a dead disk takes for ever
-
-_numbers = itertools.count(1)
 
 
 class PosixProcess:
@@ -47,7 +43,7 @@ class PosixProcess:
         self._pipe_ended = False
         self._buffer = bytearray()
         self._messages: list[dict[str, Any]] = []
-        self._group = TaskGroup.make(f"vmwrapper-{os.getpid()}-{next(_numbers)}")
+        self._group = HostGroup.for_task()
         try:
             with spec.open_files() as (stdin, stdout, stderr):
                 leader = LeaderSpec(

@@ -6,12 +6,17 @@ on, and the restarted wrapper would run it twice at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
 
+from common.errors import VMwrapperError
+
+from ..process_identity import same_boot, start_mark
 from .checkpoint import write_atomically
-from .process_tree import all_processes, descendants, kill_all, same_boot, session_members, start_mark
+from .process_tree import all_processes, descendants, kill_all, session_members
+from .task_groups import sweep_groups
 
 PROCESSES_FILE = "wrapper_processes.txt"
 END_DEADLINE_S = 5.0  # for a leader to end its task by itself, after its wrapper's death
@@ -36,6 +41,9 @@ class Leftovers:
             if os.name == "posix" and number.isdecimal() and int(number) > 1:
                 ended += kill_leftover(int(number), mark)
         self._path.unlink(missing_ok=True)
+        if os.name == "posix":
+            with contextlib.suppress(OSError, VMwrapperError):  # without a place for the ledger there are none
+                sweep_groups()
         return ended
 
     def add(self, pid: int) -> None:

@@ -37,22 +37,27 @@ class ProcessStat:
 def read_stat(pid: int) -> ProcessStat | None:
     """One process, or None when it is gone (or there is no /proc)."""
     try:
-        with open(f"{PROC}/{pid}/stat", "rb") as file:  # noqa: PTH123 - a third of the time of Path.open
-            text = file.read()
-        fields = text.rpartition(b")")[2].split()
-        tick = os.sysconf("SC_CLK_TCK")
-        return ProcessStat(
-            pid=pid,
-            state=fields[0].decode("ascii"),
-            parent=int(fields[1]),
-            group=int(fields[2]),
-            session=int(fields[3]),
-            cpu_s=(int(fields[11]) + int(fields[12])) / tick,
-            reaped_s=(int(fields[13]) + int(fields[14])) / tick,
-            start=fields[19].decode("ascii"),
-        )
+        return stat_of(pid)
     except (OSError, IndexError, ValueError):
         return None
+
+
+def stat_of(pid: int) -> ProcessStat:
+    """One process. OSError says why it cannot be read; IndexError and ValueError: it is not as Linux writes it."""
+    with open(f"{PROC}/{pid}/stat", "rb") as file:  # noqa: PTH123 - a third of the time of Path.open
+        text = file.read()
+    fields = text.rpartition(b")")[2].split()
+    tick = os.sysconf("SC_CLK_TCK")
+    return ProcessStat(
+        pid=pid,
+        state=fields[0].decode("ascii"),
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        cpu_s=(int(fields[11]) + int(fields[12])) / tick,
+        reaped_s=(int(fields[13]) + int(fields[14])) / tick,
+        start=fields[19].decode("ascii"),
+    )
 
 
 def all_processes() -> list[ProcessStat]:
@@ -155,24 +160,6 @@ def signal_all(members: Callable[[], Iterable[ProcessStat]], number: int) -> Non
 def kill_all(members: Callable[[], Iterable[ProcessStat]]) -> None:
     """Kill a tree, parents and children alike."""
     signal_all(members, signal.SIGKILL)
-
-
-def start_mark(pid: int) -> str:
-    """Something that tells this process from a later one with the same number; empty where there is no /proc."""
-    found = read_stat(pid)
-    return f"{_boot()}:{found.start}" if found is not None and found.alive else ""
-
-
-def same_boot(mark: str) -> bool:
-    """Whether a mark was made since this computer was started."""
-    return bool(mark) and mark.partition(":")[0] == _boot()
-
-
-def _boot() -> str:
-    try:
-        return (PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""
 
 
 def _psutil_descendants(root: int) -> list[ProcessStat]:

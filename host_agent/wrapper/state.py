@@ -42,6 +42,7 @@ class State:
 
     commands: tuple[CommandRecord, ...] = ()  # of the tasks that run at once; at most one of each
     group_done: tuple[int, ...] = ()  # numbers of the tasks of the present group that need not run again
+    ran_s: Mapping[str, float] = attrs.field(factory=dict)  # by task: of those that run and have a time limit
     temporary_exits: int = 0  # since there was progress
     trickle_s: float | None = None  # the period that the project asked for; None: the option's
     trickles: int = 0  # sent so far

@@ -7,6 +7,7 @@ tasks' weights, each times its own fraction. When one task fails, the others are
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from .tasks import ENDED_EARLY, TIME_LIMIT, RunningTask, TaskEnd, TaskState
 TICK_S = 1.0  # how often the client is asked; the end of a task wakes us at once
 SEARCH_TICK_S = 0.1  # while a host agent's endpoint file is looked for, which wakes nobody
 EARLY_GRACE_S = 10.0  # for a program that the project wants no more of
+NOTE_TIME_S = 60.0  # how often the time of tasks with a time limit is written down, if nothing else is
 LEAVE_DEADLINE_S = 40.0  # of the minute that the client gives us, for all tasks together
 
 
@@ -58,6 +60,7 @@ class Step:
         self._base = progress.checkpoint.cpu_s - sum(running.counted_s for _, running in tasks)
         self._beside = services.cpu_seconds(now=True)  # of the daemons, before
         self._before = progress.done_of_group() if counted else ()  # by an earlier wrapper
+        self._time_noted = progress.clock.tick()
         self.members = [
             Member(
                 task,
@@ -118,6 +121,7 @@ class Step:
                 self._safe_cpu_s(),
                 group_done=(*self._before, *done),
                 commands=tuple(record for record in records if record.task != member.task.number),
+                ran_s=self._ran_s(),
             )
 
     def keep(self) -> None:
@@ -128,16 +132,32 @@ class Step:
                 continue
             if member.saved is not None and member.saved():
                 member.safe_cpu_s = member.running.cpu_seconds(now=True)
-                self._progress.save(self._progress.checkpoint.tasks_done, self._safe_cpu_s())
+                self._progress.save(self._progress.checkpoint.tasks_done, self._safe_cpu_s(), ran_s=self._ran_s())
             elif self._counted and (safe := member.running.kept(wanted)) is not None:
                 member.safe_cpu_s = safe
                 self._save_vm_task(member)
+        self._note_time(NOTE_TIME_S)
+
+    def _note_time(self, every_s: float) -> None:
+        """Time limits count over restarts, whatever else of the task goes on or begins anew."""
+        now = self._progress.clock.tick()
+        if now - self._time_noted >= every_s and (ran_s := self._ran_s()):
+            self._time_noted = now
+            with contextlib.suppress(OSError):  # a full disk shows elsewhere; this is the time since the last note
+                self._progress.state.change(ran_s=ran_s)
+
+    def _ran_s(self) -> dict[str, float]:
+        """Of the tasks that have a time limit, and have not ended."""
+        members = [each for each in self.members if self._counted and each.end is None and each.task.time_limit]
+        return {str(each.task.number): round(each.limits.ran_s, 3) for each in members}
 
     def _save_vm_task(self, member: Member) -> None:
         number, records = member.task.number, self._progress.state.state.commands
         counted = (attrs.evolve(each, cpu_s=member.safe_cpu_s) if each.task == number else each for each in records)
         try:
-            self._progress.save(self._progress.checkpoint.tasks_done, self._safe_cpu_s(), commands=tuple(counted))
+            self._progress.save(
+                self._progress.checkpoint.tasks_done, self._safe_cpu_s(), commands=tuple(counted), ran_s=self._ran_s()
+            )
         except OSError as error:
             # What is kept is kept: after a restart the VM goes on from it, and only CPU time is forgotten.
             self._log.say(f"{member.task.title}: its checkpoint cannot be written down: {error.strerror}")
@@ -180,6 +200,7 @@ class Step:
 
     def leave(self) -> None:
         """Keep the tasks as they stand for the next start, all at once, as far as that is possible."""
+        self._note_time(0.0)
         until = time.monotonic() + LEAVE_DEADLINE_S
         waiting = [running.leave() for running in self.running]
         for left in waiting:
@@ -208,7 +229,8 @@ class _Limits:
         self._time_limit = task.time_limit
         self._running = running
         self._counted = counted
-        self._start = progress.clock.tick()
+        before = progress.state.state.ran_s.get(str(task.number), 0.0) if counted and task.time_limit else 0.0
+        self._start = progress.clock.tick() - before  # of an earlier wrapper
         self._asked_at: float | None = None  # when the program was asked to end
         self._expired = False
 

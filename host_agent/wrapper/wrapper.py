@@ -126,7 +126,9 @@ class Wrapper:
         if len(left) < len(tasks):
             self.log.say(f"{len(tasks) - len(left)} of the {len(tasks)} tasks of this group are done already")
         cpu_s = self._run(left, counted=True)
-        self.progress.save(self.progress.checkpoint.tasks_done + len(tasks), cpu_s, group_done=(), commands=())
+        self.progress.save(
+            self.progress.checkpoint.tasks_done + len(tasks), cpu_s, group_done=(), commands=(), ran_s={}
+        )
         self.progress.report(Now(cpu_s), self.loop.status)
         later = {task.virtualmachine for task in self.job.tasks[self.progress.checkpoint.tasks_done :]}
         for name in dict.fromkeys(task.virtualmachine for task in tasks if task.in_vm):

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from common.files import endpoints_dir
+from host_agent import ledger
 from host_agent.control_client import endpoints
-from host_agent.ledger import ENTRY, LedgerEntry, ledger_dir, sweep
+from host_agent.ledger import ENTRY, STATES, LedgerEntry, ledger_dir, sweep
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +86,41 @@ def test_where_a_killed_agent_listened(tmp_path: Path) -> None:
     assert [each.agent for each in endpoints()] == ["alive"]
     assert sweep() == [f"removed {endpoints_dir()}/dead.json: its host agent was killed"]
     assert sorted(file.name for file in endpoints_dir().iterdir()) == ["alive.json", "alive.sock", "made-now.json"]
+
+
+def test_an_agent_that_takes_a_vm_over_while_it_is_swept_keeps_its_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep has seen a dead owner; what a living one makes from then on is not the sweep's."""
+    directory = tmp_path / "vm-a"
+    directory.mkdir()
+    (directory / STATES).touch()
+    forge(LedgerEntry("a", directory), owner=[2**22 - 1, 1.0])
+    real, taken = ledger._remove, []
+
+    def meanwhile(instance: str, value: dict[str, Any]) -> tuple[list[str], bool]:
+        assert sweep() == [], "another sweep leaves it to this one"
+        taken.append(LedgerEntry("a", directory))
+        return real(instance, value)
+
+    monkeypatch.setattr(ledger, "_remove", meanwhile)
+    assert f"kept {directory}: its VM can be restored" in sweep()
+    assert [path.name for path in ledger_dir().iterdir()] == ["a"]
+    assert (taken[0].path / ENTRY).exists()
+    assert sweep() == []
+
+
+def test_what_a_killed_sweep_has_begun_the_next_one_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vm-a").mkdir()
+    forge(LedgerEntry("a", tmp_path / "vm-a"), owner=[2**22 - 1, 1.0])
+
+    def killed(instance: str, value: dict[str, Any]) -> tuple[list[str], bool]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "_remove", killed)
+        patched.setattr(ledger, "identity_of", lambda pid: [2**22 - 1, 1.0])
+        with pytest.raises(KeyboardInterrupt):
+            sweep()
+    assert f"removed {tmp_path / 'vm-a'}" in sweep()
+    assert list(ledger_dir().iterdir()) == []

@@ -21,6 +21,7 @@ import attrs
 import psutil
 
 from host_agent.ledger import ledger_dir
+from host_agent.process_identity import is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 WRAPPER = [sys.executable, "-P", "-m", "host_agent.wrapper.main"]
@@ -140,10 +141,8 @@ class CheckpointedJob:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
                 value = json.loads(entry.read_bytes())
                 for kind, key in (("qemu", "process"), ("agent", "owner"), ("leash", "leash")):
-                    if value.get(key):
-                        process = psutil.Process(value[key][0])
-                        if abs(process.create_time() - value[key][1]) < 1.0:
-                            found[kind] = process
+                    if value.get(key) and is_alive(value[key]):
+                        found[kind] = psutil.Process(value[key][0])
         if self.process is not None and self.process.poll() is None:
             found["wrapper"] = psutil.Process(self.process.pid)
         return found
@@ -219,7 +218,9 @@ def kill_at_random(job: CheckpointedJob, kills: int, seed: int, say: Callable[[s
                 f"kill {len(job.killed)} ({job.killed[-1]}) lost {job.safe - job.lowest} bytes that were kept"
             )
 
-    for _ in range(kills):
+    for _ in range(2 * kills):  # not each one meets a process of the kind that it is for
+        if len(job.killed) == kills:
+            break
         before = job.checkpoints
         # A kill before the last one was recovered from is part of it; but the job has to get on now and then.
         if chance.random() < 0.7:

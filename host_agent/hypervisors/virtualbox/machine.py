@@ -18,13 +18,14 @@ from twisted.logger import Logger
 
 from common.files import write_private
 from host_agent.ledger import LedgerEntry
+from host_agent.process_identity import identity_of
 
 from ..base import HypervisorError, MachineSpec, MachineState
 from ..cpu_time import CpuTime
 from .calls import LOST, Calls
 from .config_iso import config_iso
 from .console import Console
-from .record import Record, identity_of
+from .record import Record
 from .service_ports import LOOPBACK, ServicePorts, tell_guest
 from .settings import Settings
 

@@ -8,15 +8,13 @@ import uuid
 from pathlib import Path
 
 import attrs
-import psutil
 
 from common.files import write_private
+from host_agent.process_identity import Identity, identity_of, is_alive
 
 from .service_ports import LOOPBACK
 
 NAME = "virtualbox.json"
-
-Identity = tuple[int, float]  # a process: its number and when it began
 
 
 @attrs.frozen
@@ -38,7 +36,7 @@ class Record:
         """None when there is none, or it cannot be used."""
         try:
             value = json.loads((directory / NAME).read_bytes())
-            owner = (int(value["owner"][0]), float(value["owner"][1])) if value["owner"] else None
+            owner = [int(value["owner"][0]), value["owner"][1]] if value["owner"] else None
             ports = {int(seen): int(real) for seen, real in value["ports"].items()}
             machine = str(uuid.UUID(value["machine"]))
             return cls(machine, owner, str(value["address"]), ports, float(value["cpu_before"]))
@@ -50,15 +48,7 @@ class Record:
 
     def held(self) -> bool:
         """Is the host agent that has it still there?"""
-        return self.owner is not None and identity_of(self.owner[0]) == self.owner
+        return self.owner is not None and is_alive(self.owner)
 
     def owner_pid(self) -> int:
-        return self.owner[0] if self.owner is not None else 0
-
-
-def identity_of(pid: int) -> Identity:
-    """A number alone may be another process by now."""
-    try:
-        return (pid, psutil.Process(pid).create_time())
-    except psutil.Error:
-        return (pid, 0.0)
+        return int(self.owner[0]) if self.owner is not None else 0

@@ -216,6 +216,24 @@ def test_a_time_limit_is_one_tasks_own(slot: Path, client: Client) -> None:
     assert "task 1 (./t1.sh) reached its time limit" in log(slot)
 
 
+def test_the_time_of_a_limited_task_is_noted_now_and_then(
+    slot: Path, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a wrapper that is killed does not give it all of its time anew; the other task of the group has none."""
+    monkeypatch.setattr(step, "NOTE_TIME_S", 0.0)
+    wait = "until [ -e go ]; do sleep 0.02; done"
+    write_job(slot, ("g", wait, "<time_limit>1000</time_limit>"), ("g", wait, ""))
+
+    def wish() -> Status:
+        if list(StateFile(slot).state.ran_s) == ["1"]:
+            (slot / "go").touch()
+        return Status()
+
+    client.wish = wish
+    assert run(slot) == 0
+    assert StateFile(slot).state.ran_s == {}
+
+
 def test_a_group_in_one_vm_in_another_and_on_the_host(slot: Path, client: Client) -> None:
     """All three at once: each waits until the two others are there."""
     place = slot.parent

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import attrs
 import pytest
 
+from host_agent.process_identity import start_mark
 from host_agent.wrapper.events import Events
 from host_agent.wrapper.host_task import HostTask, Watch
 from host_agent.wrapper.job import Task, TaskKind
 from host_agent.wrapper.leftovers import PROCESSES_FILE, Leftovers, kill_leftover
-from host_agent.wrapper.process_tree import ProcessStat, descendants, start_mark
+from host_agent.wrapper.process_tree import ProcessStat, descendants
 from host_agent.wrapper.resolve import Macros
 from host_agent.wrapper.tasks import TIME_LIMIT, TaskEnd, TaskError, TaskState, read_fraction
 

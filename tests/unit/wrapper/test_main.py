@@ -20,6 +20,7 @@ from host_agent.vmctl.check import add_parser
 from host_agent.wrapper.events import Events
 from host_agent.wrapper.exit_codes import SENTENCES, Exit
 from host_agent.wrapper.options import HELP, Options, UsageError, parse_options
+from host_agent.wrapper.state import StateFile
 
 COMMAND = [sys.executable, "-P", "-m", "host_agent.wrapper.main"]
 ROOT = Path(__file__).parents[3]
@@ -142,6 +143,25 @@ def test_time_limit_goes_on_with_the_next_task(slot: Path) -> None:
     assert run(slot).returncode == 0
     assert (slot / "second").exists()
     assert "task 1 (sh) reached its time limit and was ended" in log(slot)
+
+
+def test_a_time_limit_counts_over_restarts(slot: Path) -> None:
+    os.mkfifo(slot / "ready")
+    limited = "[ -e again ] || echo $$ > ready; exec sleep 99"
+    write_job(slot, task(limited, "<time_limit>1000</time_limit>"), task("touch second"))
+    wrapper = start(slot)
+    (slot / "ready").read_text()
+    wrapper.terminate()
+    assert wrapper.wait(20) == 0
+    state = StateFile(slot)
+    assert 0 < state.state.ran_s["1"] < 1000
+    state.change(ran_s={"1": 999.9})
+    (slot / "again").touch()
+    assert run(slot).returncode == 0
+    assert (slot / "second").exists()
+    assert "task 1 (sh) reached its time limit and was ended; CPU 0." in log(slot)
+    assert ", run time 1000." in log(slot)
+    assert StateFile(slot).state.ran_s == {}
 
 
 def test_daemons_run_beside_and_are_ended(slot: Path) -> None:

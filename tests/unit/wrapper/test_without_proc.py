@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.cgroup import TaskGroup
 from host_agent.wrapper import process_tree
 from host_agent.wrapper.host_task import ProcessSpec
 from host_agent.wrapper.host_task_posix import PosixProcess
+from host_agent.wrapper.task_groups import HostGroup
 
 BURN = "while True: pass"
 TREE = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {BURN!r}]); exec({BURN!r})"
@@ -22,7 +22,7 @@ TREE = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {BURN!r
 @pytest.fixture
 def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PosixProcess]:
     monkeypatch.setattr(process_tree, "PROC", tmp_path / "no proc")
-    monkeypatch.setattr(TaskGroup, "make", lambda *_: None)
+    monkeypatch.setattr(HostGroup, "for_task", lambda *_: None)
     out = tmp_path / "out"
     started = PosixProcess(ProcessSpec(sys.executable, [sys.executable, "-c", TREE], tmp_path, None, None, out, out))
     yield started

@@ -18,9 +18,10 @@ from host_agent.hypervisors.virtualbox import differences, requirements
 from host_agent.hypervisors.virtualbox.causes import CAUSES, explain
 from host_agent.hypervisors.virtualbox.config_iso import config_iso
 from host_agent.hypervisors.virtualbox.console import KEEP, LIMIT, BoundedFile
-from host_agent.hypervisors.virtualbox.record import Record, identity_of
+from host_agent.hypervisors.virtualbox.record import Record
 from host_agent.hypervisors.virtualbox.service_ports import OwnUserOnly, owner_of, tell_guest
 from host_agent.hypervisors.virtualbox.settings import Settings
+from host_agent.process_identity import identity_of
 
 
 @pytest.mark.parametrize("size", [0, 1, 2047, 2048, 2049, 65536])
@@ -123,9 +124,9 @@ def test_record(tmp_path: Path) -> None:
     record.write(tmp_path)
     assert Record.read(tmp_path) == record
     assert record.held()
-    assert not Record(record.machine, (os.getpid(), 1.0)).held()
+    assert not Record(record.machine, [os.getpid(), 1.0]).held()
     assert not Record(record.machine, None).held()
-    assert identity_of(os.getpid()) == record.owner
+    assert record.owner == identity_of(os.getpid())
     (tmp_path / "virtualbox.json").write_text('{"machine": "../../etc", "owner": null, "ports": {}, "cpu_before": 0}')
     assert Record.read(tmp_path) is None
 
