@@ -25,6 +25,7 @@ from common.errors import ConfigError, ProtocolError, TransferError, VMwrapperEr
 from common.files import endpoints_dir, write_private
 
 from . import __version__
+from .file_lock import ledger_lock
 from .operations import Operations
 from .virtual_machine import VMFailed
 
@@ -72,6 +73,10 @@ class ControlServer:
 
     def listen(self) -> Endpoint:
         """Open the socket and write the endpoint file."""
+        with ledger_lock():  # no sweep is to take them for those of an agent of the same id that was killed
+            return self._listen()
+
+    def _listen(self) -> Endpoint:
         directory = endpoints_dir()
         file = directory / f"{self._agent}.json"
         factory = _ControlFactory(self)

@@ -89,10 +89,13 @@ def endpoints() -> list[Endpoint]:
 
 def remove_dead_endpoints() -> list[Path]:
     """Host agents that were killed left files; gives those that were removed."""
-    dead = [file for _endpoint, file, alive in _endpoints() if not alive]
-    for file in dead:
-        file.with_suffix(".sock").unlink(missing_ok=True)
-        file.unlink(missing_ok=True)
+    from .file_lock import ledger_lock
+
+    with ledger_lock():  # an agent that is started again has the same files, and may be about to make them
+        dead = [file for _endpoint, file, alive in _endpoints() if not alive]
+        for file in dead:
+            file.with_suffix(".sock").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
     return dead
 
 

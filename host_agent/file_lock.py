@@ -8,7 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-LOOK_AGAIN = 0.002  # seconds
+from common.files import runtime_dir
+
+LEDGER_LOCK = "ledger.lock"
+DEADLINE = 10.0  # seconds
+LOOK_AGAIN = 0.002
 
 
 def try_lock(path: Path) -> int | None:
@@ -30,12 +34,15 @@ def try_lock(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def held(path: Path, deadline: float) -> Iterator[None]:
-    """Hold the lock, which everybody gives back at once; OSError when it is not free within `deadline` seconds."""
-    until = time.monotonic() + deadline
+def ledger_lock() -> Iterator[None]:
+    """Held for the moment in which what is ours is written down, or what a dead process left is taken.
+
+    OSError when it is not free in time.
+    """
+    path, until = runtime_dir() / LEDGER_LOCK, time.monotonic() + DEADLINE
     while (handle := try_lock(path)) is None:
         if time.monotonic() >= until:
-            raise TimeoutError(f"the lock {path} is not free after {deadline:.0f} s")
+            raise TimeoutError(f"the lock {path} is not free after {DEADLINE:.0f} s")
         time.sleep(LOOK_AGAIN)
     try:
         yield

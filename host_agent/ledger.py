@@ -17,15 +17,13 @@ from typing import Any
 from common.files import runtime_dir, write_private
 
 from .control_client import remove_dead_endpoints
-from .file_lock import held
+from .file_lock import ledger_lock
 from .process_identity import identity_of, is_alive
 
 ENTRY = "entry.json"
 SAVED_BY_VIRTUALBOX = "machine/Snapshots/*.sav"  # states and snapshots, below the directory of a VM
 STATES = "states.json"  # in the directory of a VM that can be restored
 SWEPT = ".swept-"  # in the name of an entry that a sweep removes
-LOCK = "ledger.lock"
-LOCK_DEADLINE = 10.0  # seconds; everybody holds it for a moment only
 
 
 def ledger_dir() -> Path:
@@ -41,7 +39,7 @@ class LedgerEntry:
     def __init__(self, instance: str, directory: Path) -> None:
         self.path = ledger_dir() / instance
         self._value: dict[str, Any] = {"owner": identity_of(os.getpid()), "directory": str(directory), "process": None}
-        with held(runtime_dir() / LOCK, LOCK_DEADLINE):  # a sweep is not to take it for what a dead agent left
+        with ledger_lock():  # a sweep is not to take it for what a dead agent left
             self.path.mkdir(mode=0o700, exist_ok=True)
             self._write()
 
@@ -81,7 +79,7 @@ def sweep() -> list[str]:
 def _sweep_one(place: Path) -> list[str]:
     instance = place.name.partition(SWEPT)[0]
     claimed = place.with_name(f"{instance}{SWEPT}{secrets.token_hex(4)}")
-    with held(runtime_dir() / LOCK, LOCK_DEADLINE):
+    with ledger_lock():
         value = _read(place)
         if value is None or not _is_dead(value):
             return []
@@ -89,7 +87,7 @@ def _sweep_one(place: Path) -> list[str]:
         write_private(place / ENTRY, json.dumps({**value, "sweeper": identity_of(os.getpid())}).encode("utf-8"))
         place.rename(claimed)
     removed, keep = _remove(instance, value)
-    with held(runtime_dir() / LOCK, LOCK_DEADLINE):
+    with ledger_lock():
         again = ledger_dir() / instance
         if keep and not again.exists():
             write_private(claimed / ENTRY, json.dumps(value).encode("utf-8"))

@@ -45,6 +45,7 @@ from .requests import Requests
 from .state import AgentState, VmRecord
 from .trouble import Troubles, Watched, keep_console, keep_what_is_left
 from .virtual_machine import StateUpdate, VirtualMachine, VMExists, VMFailed
+from .wrapper.guest_calls import POWERED_OFF
 
 START_DEADLINE = 180.0  # seconds from the start to the agent's HELLO
 CONSOLE_LINES = 12
@@ -323,7 +324,7 @@ class VirtualMachines:
         if vm.failing:
             state, reason, vm.failing = MachineState.CRASHED, vm.failing, ""
         keep_console(vm)
-        verb = "ended unexpectedly" if state is MachineState.CRASHED else "was powered off by its guest"
+        verb = "ended unexpectedly" if state is MachineState.CRASHED else POWERED_OFF
         why = f"The VM {vm.name} {verb}" + (f": {reason}" if reason else "")
         console = vm.machine.console_tail(CONSOLE_LINES) if vm.machine is not None else ""
         if console:

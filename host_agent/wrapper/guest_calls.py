@@ -16,6 +16,7 @@ DOING = {
 
 UNDONE = "undone"  # the code of what a VM that went back to a checkpoint knows nothing of
 VM_EXISTS = "vm_exists"
+POWERED_OFF = "was powered off by its guest"  # in the host agent's sentence about such a VM
 
 # The VM is of no more use, and a new one may be.
 VM_FAILED = frozenset({"vm_failed", "agent_silent", "no_vm"})

@@ -2,10 +2,15 @@
 
 Both at the client's period, and not more often than the job's minimum. A checkpoint that fails changes nothing: the
 job goes on, the earlier one stands, and the next is tried when it is due.
+
+A program's file belongs to what it had printed. So it is copied beside the last one; then the lengths of the output are
+written down (`output_copied`), then it takes the last one's place, then its lengths do (`output_kept`). Whoever is
+started after a kill in between sees by what is written down which of the two files counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +21,7 @@ import attrs
 from common.errors import VMwrapperError
 
 from ..control_client import ControlClient, ControlError
+from .checkpoint import sync_directory
 from .job import Task
 from .resolve import resolve_path
 
@@ -84,6 +90,17 @@ class GuestCheckpoints:
         """The program's own checkpoint, in the slot."""
         return resolve_path(self.slot, self.task.checkpoint_filename)
 
+    @property
+    def copied(self) -> Path:
+        """A newer one, until it takes the place of `file`."""
+        return self.file.with_name(f"{self.file.name}.copied")
+
+    def take(self) -> None:
+        """The newer one counts from now on; it may have its place already. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            self.copied.replace(self.file)
+            sync_directory(self.file.parent)
+
     def kept(self) -> float | None:
         """CPU seconds of the work that has been kept since this was last asked; None: nothing has."""
         kept, self._kept_cpu_s = self._kept_cpu_s, None
@@ -100,7 +117,7 @@ class GuestCheckpoints:
 
     def _get_arguments(self) -> dict[str, Any]:
         vm, name = self.task.virtualmachine, self.task.checkpoint_filename
-        return {"vm": vm, "source": name, "destination": str(self.file)}
+        return {"vm": vm, "source": name, "destination": str(self.copied)}
 
     def _ask(self, client: ControlClient, call: str, args: Mapping[str, Any], cpu_s: float) -> None:
         def ended(result: Mapping[str, Any] | None, error: ControlError | None) -> None:
@@ -120,9 +137,13 @@ class GuestCheckpoints:
     def _failed(self, error: ControlError) -> None:
         if error.code in ("closed", "undone") or (self.by_file and error.code == "copy_failed"):
             return  # asked again soon; or the program has not written its file yet
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            self.say(f"{self.task.title}: no checkpoint, and it goes on without: {error}")
+        self.failed(str(error))
+
+    def failed(self, why: str) -> None:
+        """Say so, once for each reason."""
+        if why != self._trouble:
+            self._trouble = why
+            self.say(f"{self.task.title}: no checkpoint, and it goes on without: {why}")
 
 
 def vm_arguments(task: Task, cpu_s: float) -> dict[str, Any]:

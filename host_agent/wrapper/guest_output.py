@@ -41,8 +41,8 @@ class CommandOutput:
         return {stream: _size(path) for stream, path in self._named.items()}
 
     def lengths(self) -> dict[str, int]:
-        """How long the files are into which the host agent writes."""
-        return {stream: _size(self.path(stream)) for stream in self._own}
+        """How long the files are into which the host agent writes; so much is on the disk then. Raises OSError."""
+        return {stream: _synced_size(self.path(stream)) for stream in self._own}
 
     def reset(self, starts: Mapping[str, int], kept: Mapping[str, int]) -> None:
         """Before the program runs: take away what an earlier attempt wrote. Raises OSError.
@@ -86,6 +86,17 @@ class CommandOutput:
 def _cut(path: Path, length: int) -> None:
     if _size(path) > length:
         os.truncate(path, length)
+
+
+def _synced_size(path: Path) -> int:
+    if not path.exists():
+        return 0
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

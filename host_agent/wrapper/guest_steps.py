@@ -20,7 +20,7 @@ from common.files import failed_console
 from ..control_client import ControlClient, ControlError
 from .agent_process import AgentLink
 from .failures import passing_errno
-from .guest_calls import UNDONE, VM_EXISTS, VM_FAILED, is_passing, sentence
+from .guest_calls import POWERED_OFF, UNDONE, VM_EXISTS, VM_FAILED, is_passing, sentence
 from .guest_checkpoints import GuestCheckpoints, Pace
 from .guest_output import CommandOutput
 from .job import Task
@@ -71,6 +71,7 @@ class GuestSteps:
     _stderr_start: int = 0
     _is_left: bool = False  # the next wrapper goes on with it
     _retried: bool = False  # a VM failed, and the task has begun anew in another one
+    _switched_off: bool = False  # by its guest, that VM
     _end: TaskEnd | None = None
     _error: TaskError | None = None
 
@@ -181,14 +182,20 @@ class GuestSteps:
         self._ask(client, "vms", {}, listed)
 
     def _vm_failed(self, text: str, hint: str = "") -> None:
-        """Once the task begins anew by itself, in a new VM (one with a checkpoint has gone back to it already)."""
+        """Once the task begins anew by itself, in a new VM (one with a checkpoint has gone back to it already).
+
+        A VM that fails again may be this computer's trouble, and pass; that its guest powers it off again is the job's.
+        """
         name = self.task.virtualmachine
         console = failed_console(self.slot, name)
         self.log.append_tail(f"the end of the console of the virtual machine {name}", console, CONSOLE_BYTES)
         self._forget_command()
+        off = POWERED_OFF in text
         if self._retried:
-            self._fail(text, hint, passing=True)
+            again = "; so was the one before: another attempt would not help" if off and self._switched_off else ""
+            self._fail(text + again, hint, passing=not again)
             return
+        self._switched_off = off
         self._retried, self._started, self._fraction = True, False, 0.0
         self.log.say(f"{self.task.title}: {text}\nbeginning it anew in a new virtual machine, this once")
         self._at_the_top()

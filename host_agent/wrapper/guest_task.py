@@ -128,8 +128,20 @@ class GuestTask(GuestSteps):
         if cpu_s is not None:
             self.agent.gets_on()
         if cpu_s is not None and record is not None and self._checkpoints.by_file:
-            self.saved.keep_command(attrs.evolve(record, output_kept=self._output.lengths()))
+            try:
+                self.saved.keep_command(attrs.evolve(record, output_copied=self._output.lengths()))
+                self._settle_copy()
+            except OSError as error:
+                self._checkpoints.failed(f"it cannot be written down: {error.strerror}")
+                return None
         return cpu_s
+
+    def _settle_copy(self) -> None:
+        """A copy of the program's own checkpoint that is written down takes the last one's place."""
+        record = self._record()
+        if record is not None and record.output_copied:
+            self._checkpoints.take()
+            self.saved.keep_command(attrs.evolve(record, output_kept=record.output_copied, output_copied={}))
 
     def fraction(self) -> float:
         return 1.0 if self.state is TaskState.DONE else self._fraction
@@ -217,6 +229,9 @@ class GuestTask(GuestSteps):
         self._vm_pid, self._epoch = int(number(vm.get("pid"))), int(number(vm.get("epoch")))
         self._told = VmLimits()
         instance = str(vm.get("instance") or "")
+        if self._checkpoints.by_file:
+            self._settle_copy()
+            self._checkpoints.copied.unlink(missing_ok=True)  # else nobody knows to what it belongs
         record = self._record()
         if record is not None and record.asked and record.instance == instance:
             self.log.say(f"{self.task.title}: going on with command {record.command}")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 from common.files import endpoints_dir
 from host_agent import ledger
-from host_agent.control_client import endpoints
+from host_agent.control_client import endpoints, remove_dead_endpoints
+from host_agent.file_lock import ledger_lock
 from host_agent.ledger import ENTRY, STATES, LedgerEntry, ledger_dir, sweep
 
 
@@ -86,6 +88,23 @@ def test_where_a_killed_agent_listened(tmp_path: Path) -> None:
     assert [each.agent for each in endpoints()] == ["alive"]
     assert sweep() == [f"removed {endpoints_dir()}/dead.json: its host agent was killed"]
     assert sorted(file.name for file in endpoints_dir().iterdir()) == ["alive.json", "alive.sock", "made-now.json"]
+
+
+def test_an_agent_that_is_started_again_keeps_where_it_listens(tmp_path: Path) -> None:
+    """It has the files of the one that was killed, and makes them while another agent's sweep goes on."""
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    file = endpoints_dir() / "same.json"
+    file.write_text(json.dumps({"agent": "same", "pid": dead.pid, "socket": f"{endpoints_dir()}/same.sock"}))
+    removed: list[list[Path]] = []
+    sweeping = threading.Thread(target=lambda: removed.append(remove_dead_endpoints()))
+    with ledger_lock():  # as `ControlServer.listen` does
+        sweeping.start()
+        sweeping.join(0.2)
+        file.write_text(json.dumps({"agent": "same", "pid": os.getpid(), "socket": f"{endpoints_dir()}/same.sock"}))
+    sweeping.join(30)
+    assert removed == [[]]
+    assert [each.agent for each in endpoints()] == ["same"]
 
 
 def test_an_agent_that_takes_a_vm_over_while_it_is_swept_keeps_its_entry(

@@ -144,6 +144,11 @@ class Connection:
             (STATE / f"vm-{args['vm']}").write_text("crashed")
             self.send(id=number, done={"outcome": "lost", "reason": "The VM is gone.", "command": command})
             return
+        if PLAN.get("run") == "power-off":
+            (STATE / f"vm-{args['vm']}").write_text("stopped")
+            reason = f"The VM {args['vm']} was powered off by its guest"
+            self.send(id=number, done={"outcome": "lost", "reason": reason, "command": command})
+            return
         if status.exists():
             done: dict[str, Any] = {"outcome": "exited", "exit_code": int(status.read_text())}
         else:
@@ -198,7 +203,7 @@ def describe(vm: str) -> dict[str, Any]:
     return {
         "vm": vm,
         "instance": instance,
-        "state": "crashed" if instance == "crashed" else "running",
+        "state": instance if instance in ("crashed", "stopped") else "running",
         "agent": "present",
         "pid": os.getpid(),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import attrs
 import pytest
 
 from host_agent.wrapper import step
@@ -100,6 +101,7 @@ def test_a_vm_that_went_back_is_looked_at_again(slot: Path, call: str) -> None:
     assert len({str(args["command"]) for args in asked(slot, "run")}) == 1
 
 
+AFTER_8 = "begun\nmore\nresumed from 8\n"
 RESUMING = """#!/bin/sh
 if [ -e saved ]; then echo "resumed from $(cat saved)"; cat in > out; exit 0; fi
 echo begun
@@ -110,7 +112,8 @@ exec sleep 60
 """
 
 
-def test_a_program_goes_on_from_its_own_checkpoint_in_a_new_vm(slot: Path) -> None:
+def killed_after_its_checkpoint(slot: Path) -> None:
+    """A job whose program has saved 7; all of it is gone when this returns."""
     tag = "<checkpoint_filename>saved</checkpoint_filename>"
     job(slot, period="0", task=tag, program=RESUMING)
     with start(slot) as first:
@@ -119,6 +122,10 @@ def test_a_program_goes_on_from_its_own_checkpoint_in_a_new_vm(slot: Path) -> No
             assert time.monotonic() < until, log(slot)
             time.sleep(0.05)
         first.kill()
+
+
+def test_a_program_goes_on_from_its_own_checkpoint_in_a_new_vm(slot: Path) -> None:
+    killed_after_its_checkpoint(slot)
     assert asked(slot) == []
     assert (slot / "saved").read_text() == "7\n"
     before = len(calls(slot))
@@ -126,3 +133,24 @@ def test_a_program_goes_on_from_its_own_checkpoint_in_a_new_vm(slot: Path) -> No
     assert (slot / "o").read_text() in ("begun\nlater\nresumed from 7\n", "begun\nresumed from 7\n")
     assert "going on from its own checkpoint, saved" in log(slot)
     assert [str(args["destination"]) for name, args in calls(slot)[before:] if name == "put"][-1] == "saved"
+
+
+@pytest.mark.parametrize(
+    ("noted", "in_place", "expected"),
+    [(False, False, "begun\nresumed from 7\n"), (True, False, AFTER_8), (True, True, AFTER_8)],
+)
+def test_a_kill_while_a_newer_checkpoint_takes_its_place(
+    slot: Path, noted: bool, in_place: bool, expected: str
+) -> None:
+    """Whichever of the two files counts, what had been printed belongs to it."""
+    killed_after_its_checkpoint(slot)
+    state = StateFile(slot)
+    record = state.command_of(1)
+    assert record is not None
+    (slot / "o").write_text("begun\nmore\n")
+    copied = {"stdout": 11, "stderr": 0} if noted else {}
+    state.keep_command(attrs.evolve(record, output_kept={"stdout": 6, "stderr": 0}, output_copied=copied))
+    (slot / ("saved" if in_place else "saved.copied")).write_text("8\n")
+    assert run(slot) == 0
+    assert (slot / "o").read_text() == expected
+    assert not (slot / "saved.copied").exists()
