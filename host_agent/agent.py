@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 
@@ -22,6 +22,7 @@ from .chirp import Chirp
 from .commands import Commands
 from .control import ControlServer, Endpoint
 from .copies import Copies
+from .doctor import look
 from .events import EventLog, Happened
 from .files_service import FilesService
 from .guests import Guest, Guests
@@ -55,7 +56,7 @@ def build_host_agent(
     """
     broker: BrokerAccess = OwnBroker(reactor, state.agent_id) if external is None else ExternalBroker(reactor, external)
     files = FilesService(reactor)
-    agent = HostAgent(reactor, state, broker, stopped)
+    agent = HostAgent(reactor, hypervisor, state, broker, stopped)
 
     commands = Commands(reactor, state.outbox, state.output)
     copies = Copies(files, state.outbox)
@@ -87,8 +88,16 @@ class HostAgent:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, state: AgentState, broker: BrokerAccess, stopped: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        hypervisor: Hypervisor,
+        state: AgentState,
+        broker: BrokerAccess,
+        stopped: Callable[[], None],
+    ) -> None:
         self.id = state.agent_id
+        self._hypervisor = hypervisor
         self._state = state
         self._reactor = reactor
         self._broker = broker
@@ -101,6 +110,7 @@ class HostAgent:
         self.operations: Operations
         self.status: StatusReporter | None = None  # where others could read it
         self._fate = Fate.END
+        self._looking: Deferred[None] = succeed(None)
         self._end = Once(self._shut_down)
 
     def wire(
@@ -123,9 +133,20 @@ class HostAgent:
         await self._vms.adopt_all()
         # Beside our own work: a hypervisor may take minutes. Nobody waits for the end of it, and it may be cut short.
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+        self._looking = Deferred.fromCoroutine(self._look())
+        self._looking.addErrback(lambda failure: failure.trap(CancelledError))
         if arrival is not None:
             await arrival
         return self._control.listen()
+
+    async def _look(self) -> None:
+        """Say what is missing on this host, before somebody has to ask why a VM is slow or does not start."""
+        for each in await look(self._hypervisor, Path.cwd()):
+            if not each.met:
+                words = f"{each.name}: {each.found}" + (f"; {each.remedy}" if each.remedy else "")
+                self._log.warn("this host: {words}", words=words)
+                if each.fatal:
+                    self._vms.missing.append(words)
 
     def _sweep(self) -> None:
         """In a thread of its own."""
@@ -182,6 +203,7 @@ class HostAgent:
         return self.shut_down(Fate.LEAVE)
 
     async def _shut_down(self) -> None:
+        self._looking.cancel()
         for part, end in (
             ("virtual machines", self._end_vms),
             ("guests", self._guests.stop),

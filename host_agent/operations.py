@@ -151,6 +151,9 @@ class Operations:
             vm.disk_mb = _whole(args, "disk_mb")
         if "network" in args and vm.outward is not None:
             vm.outward.switch(bool(args["network"]))
+        if vm.outward is not None:
+            up, down = (_number(args, key) if key in args else None for key in ("up_bytes_s", "down_bytes_s"))
+            vm.outward.limit(up, down)
         return self._vms.describe(vm)
 
     async def save_vm(self, args: dict[str, Any], update: Update) -> dict[str, Any]:

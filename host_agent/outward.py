@@ -2,7 +2,8 @@
 
 It is the only way: the VM's own network reaches nothing but its service ports. A guest may ask for names and public
 addresses; this host, its networks and other machines near it are refused, whatever name leads there. Closed until the
-client allows the network, and closed again, with all connections broken, when it does not any more. Bytes are counted.
+client allows the network, and closed again, with all connections broken, when it does not any more. Bytes are counted,
+and flow no faster than the volunteer wishes.
 
     CONNECT host:port          a tunnel, for TLS
     GET http://host/path …     passed on to the host as `GET /path`, one request for each connection
@@ -19,12 +20,13 @@ import psutil
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
-from twisted.internet.interfaces import IPullProducer, IPushProducer
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from common.errors import VMwrapperError
+
+from .rate import Rate, Tap
 
 HEAD_MOST = 16 * 1024  # bytes of a request's head
 CONNECT_DEADLINE = 30.0  # seconds
@@ -51,6 +53,32 @@ class Outward(Factory):
     sent: int = 0
     received: int = 0
     _connections: set[_FromGuest] = attrs.field(factory=set)
+    _up: Rate = attrs.field(init=False)
+    _down: Rate = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._up, self._down = Rate(self._reactor), Rate(self._reactor)
+
+    def limit(self, up_bytes_s: float | None, down_bytes_s: float | None) -> None:
+        """How fast it may send and receive, over all connections. 0: no limit; None: as before."""
+        changed = [
+            rate.change(wanted)
+            for rate, wanted in ((self._up, up_bytes_s), (self._down, down_bytes_s))
+            if wanted is not None
+        ]
+        if any(changed):
+            for connection in self._connections:
+                connection.wait_no_longer()
+
+    def was_sent(self, count: int) -> float:
+        """Count bytes of the guest's; returns the seconds that it has to wait for them."""
+        self.sent += count
+        return self._up.take(count)
+
+    def was_received(self, count: int) -> float:
+        """The same of bytes for the guest."""
+        self.received += count
+        return self._down.take(count)
 
     def buildProtocol(self, addr: object) -> _FromGuest | None:
         if not self.open or len(self._connections) >= MOST_CONNECTIONS:
@@ -63,6 +91,10 @@ class Outward(Factory):
         if not on:
             for connection in list(self._connections):
                 connection.abort()
+
+    def tap(self, side: Protocol) -> Tap:
+        """Of what comes from one of the two sides of a connection."""
+        return Tap(self._reactor, side.transport)
 
     async def connect(self, target: Target, protocol: Protocol) -> None:
         """Connect to a public address. Raises Refused."""
@@ -148,6 +180,8 @@ def target_of(head: bytes) -> Target:
 class _Side(Protocol):
     """One of the two connections that are joined."""
 
+    tap: Tap | None = None  # of what comes from here, once they are
+
     def hang_up(self) -> None:
         """The other side has; what is on its way still goes out."""
         if self.transport is not None:
@@ -178,8 +212,9 @@ class _FromGuest(_Side):
         self._late = self._outward._reactor.callLater(HEAD_DEADLINE, self.abort)
 
     def dataReceived(self, data: bytes) -> None:
-        self._outward.sent += len(data)
-        if self.other is not None:
+        wait_s = self._outward.was_sent(len(data))
+        if self.other is not None and self.tap is not None:
+            self.tap.wait(wait_s)
             self.other.write(data)
         elif self._asked:
             self._early += data
@@ -210,9 +245,10 @@ class _FromGuest(_Side):
             self.transport.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         other.write(target.head + self._early)
         self.other, self._early = other, b""
+        self.tap, other.tap = self._outward.tap(self), self._outward.tap(other)
         transport: Any = self.transport
-        transport.registerProducer(_producer(other), True)
-        other.push_to(_producer(self))
+        transport.registerProducer(other.tap, True)
+        other.push_to(self.tap)
 
     def _failed(self, failure: Failure) -> None:
         self._log.failure("a guest's request failed", failure)
@@ -226,12 +262,22 @@ class _FromGuest(_Side):
 
     def received(self, data: bytes) -> None:
         """From the world."""
-        self._outward.received += len(data)
+        wait_s = self._outward.was_received(len(data))
+        if self.other is not None and self.other.tap is not None:
+            self.other.tap.wait(wait_s)
         if self.transport is not None:
             self.transport.write(data)
 
+    def wait_no_longer(self) -> None:
+        """For bytes to be paid for: there is another limit."""
+        for side in (self, self.other):
+            if side is not None and side.tap is not None:
+                side.tap.wait_no_longer()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._outward._connections.discard(self)
+        if self.tap is not None:
+            self.tap.close()
         if self._late.active():
             self._late.cancel()
         if self.other is not None:
@@ -249,7 +295,7 @@ class _ToWorld(_Side):
         if self.transport is not None and data:
             self.transport.write(data)
 
-    def push_to(self, producer: IPushProducer | IPullProducer) -> None:
+    def push_to(self, producer: Tap) -> None:
         """Hold the guest back when the world is slower."""
         transport: Any = self.transport
         transport.registerProducer(producer, True)
@@ -258,8 +304,6 @@ class _ToWorld(_Side):
         self._guest.received(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.tap is not None:
+            self.tap.close()
         self._guest.hang_up()
-
-
-def _producer(side: Protocol) -> Any:
-    return side.transport

@@ -90,6 +90,7 @@ class VirtualMachines:
         self._state = state
         self.checkpoints = checkpoints
         self._services_for = services_for
+        self.missing: list[str] = []  # on this host: why VMs may not start
         self._vms: dict[str, VirtualMachine] = {}
         self._admission = admission or Admission(clock)
         self._troubles = Troubles(clock, lambda: self, self._fail)
@@ -294,7 +295,8 @@ class VirtualMachines:
         else:
             self._log.failure("the VM {name} failed", name=vm.name)
             sentence = f"The VM {vm.name} failed: {error!r}"
-        hint = f"the console's last lines:\n{_indent(console)}" if console else "vmctl doctor looks for the cause"
+        missing = "\n".join(self.missing) or "vmctl doctor looks for the cause"
+        hint = f"the console's last lines:\n{_indent(console)}" if console else missing
         if kept:
             hint += f"\nkept: {', '.join(str(path) for path in kept)}"
         if isinstance(error, (ForeignAgent, NoRoom)):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import VMwrapperError
 from host_agent.hypervisors.choice import add_option, make_hypervisor
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    requirements = [*_python(), _runtime(), _images(), *_hypervisor(options.hypervisor)]
+    requirements = [*_python(), _images(), *_host(options.hypervisor)]
     width = max(len(each.name) for each in requirements)
     for each in requirements:
         mark = "ok  " if each.met else "FAIL" if each.fatal else "note"
@@ -53,17 +53,6 @@ def _python() -> list[Requirement]:
     return found
 
 
-def _runtime() -> Requirement:
-    from common.files import endpoints_dir
-    from host_agent.hypervisors.base import Requirement
-
-    try:
-        return Requirement("runtime directory", True, str(endpoints_dir().parent))
-    except (VMwrapperError, OSError) as error:
-        remedy = getattr(error, "hint", "") or "set VMWRAPPER_RUNTIME to a directory of your own"
-        return Requirement("runtime directory", False, str(error), remedy)
-
-
 def _images() -> Requirement:
     from host_agent.hypervisors.base import Requirement
     from host_agent.hypervisors.images import image_store, list_images
@@ -73,10 +62,12 @@ def _images() -> Requirement:
     return Requirement("guest images", bool(names), found, "vmctl image build", fatal=False)
 
 
-def _hypervisor(name: str) -> list[Requirement]:
+def _host(name: str) -> list[Requirement]:
     from twisted.internet import reactor
+    from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
 
+    from host_agent.doctor import look
     from host_agent.hypervisors.base import Requirement
 
     found: list[Requirement] = []
@@ -89,6 +80,11 @@ def _hypervisor(name: str) -> list[Requirement]:
         reactor.stop()
 
     hypervisor = make_hypervisor(name, reactor)
-    reactor.callWhenRunning(lambda: hypervisor.requirements().addTimeout(DEADLINE, reactor).addBoth(looked))
+
+    def begin() -> None:
+        looking = Deferred.fromCoroutine(look(hypervisor, Path.cwd()))
+        looking.addTimeout(DEADLINE, reactor).addBoth(looked)
+
+    reactor.callWhenRunning(begin)
     reactor.run()
     return found

@@ -23,6 +23,8 @@ class VmLimits:
     cpu_percent: float = 0.0  # 0: no limit
     disk_mb: int = 0
     network: bool = False
+    up_bytes_s: float = 0.0  # that may be sent to the network; 0: no limit
+    down_bytes_s: float = 0.0
 
 
 @attrs.define(eq=False)
@@ -47,4 +49,6 @@ class VmWishes:
             self.limits,
             cpu_percent=percent if ours and 0 < percent < 100 else 0.0,
             disk_mb=int(given.disk_bound * OF_DISK_BOUND) // _MB,
+            up_bytes_s=given.preferences.max_bytes_up_s,
+            down_bytes_s=given.preferences.max_bytes_down_s,
         )

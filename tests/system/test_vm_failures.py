@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.task import deferLater
 
 from common.messages import Result
@@ -19,7 +19,7 @@ from host_agent import trouble, vms
 from host_agent.admission import Admission, Host
 from host_agent.agent import HostAgent, build_host_agent
 from host_agent.guests import SILENT_AFTER, Presence
-from host_agent.hypervisors.base import HypervisorHangs, MachineState
+from host_agent.hypervisors.base import HypervisorHangs, MachineState, Requirement
 from host_agent.hypervisors.fake import FakeHypervisor, Script
 from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.operations import explained
@@ -60,6 +60,30 @@ async def test_a_vm_that_does_not_start(
     assert [path.name for path in (tmp_path / "vms").iterdir()] == (
         ["vm_failed_vm.console.log"] if script.console else []
     )
+
+
+class Lacking(FakeHypervisor):
+    def requirements(self) -> Deferred[list[Requirement]]:
+        found = [
+            Requirement("driver", False, "is not loaded", "modprobe it"),
+            Requirement("speed", False, "low", "", False),
+        ]
+        return succeed(found)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_the_host_lacks_is_said_when_a_vm_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for at each start of a host agent."""
+    monkeypatch.setenv("VMWRAPPER_RUNTIME", str(tmp_path / "run"))
+    hypervisor = Lacking(reactor, Script(start_fails="no"))
+    agent = build_host_agent(reactor, hypervisor, open_state(None), stopped=lambda: None)
+    await agent.start()
+    with pytest.raises(VMFailed) as failed:
+        await agent._vms.start("vm", NO_IMAGE, tmp_path / "vms", watch=lambda state, reason: None)
+    assert failed.value.hint == "driver: is not loaded; modprobe it"
+    await agent.shut_down()
 
 
 @pytest_twisted.ensureDeferred

@@ -14,12 +14,13 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.protocols.wire import Echo
 from twisted.python.failure import Failure
 
 from host_agent import outward
 from host_agent.outward import Outward, Refused, Target, is_public, target_of
+from host_agent.rate import Rate
 
 reactor: Any = _reactor
 DEADLINE = 20.0
@@ -105,6 +106,49 @@ async def test_a_tunnel_and_what_is_counted(world: Site) -> None:
     await guest.hears(b"x" * 100_000)
     assert world.out.sent == len(head) + 5 + 100_000
     assert world.out.received == 5 + 100_000
+
+
+@pytest.mark.parametrize("world", [Echo], indirect=True)
+@pytest.mark.parametrize("limits", [(1.0, 0.0), (0.0, 1.0)])
+@ensureDeferred
+async def test_a_limit_holds_the_bytes_back_until_it_is_lifted(world: Site, limits: tuple[float, float]) -> None:
+    """At a byte a second this would take a week."""
+    guest = await world.guest()
+    guest.say(f"CONNECT 127.0.0.1:{world.world} HTTP/1.1\r\n\r\n".encode())
+    await guest.hears(b"established")
+    world.out.limit(*limits)
+    guest.say(b"x" * 600_000)
+    for _ in range(30):
+        await deferLater(reactor, 0.02)
+    assert 0 < world.out.sent
+    assert len(guest.heard) < 400_000
+    world.out.limit(None, None)
+    assert len(guest.heard) < 400_000
+    world.out.limit(0.0, 0.0)
+    await guest.hears(b"x" * 600_000)
+
+
+@pytest.mark.parametrize("world", [Echo], indirect=True)
+@ensureDeferred
+async def test_bytes_flow_as_fast_as_the_limit_says(world: Site) -> None:
+    guest = await world.guest()
+    guest.say(f"CONNECT 127.0.0.1:{world.world} HTTP/1.1\r\n\r\n".encode())
+    await guest.hears(b"established")
+    world.out.limit(100_000.0, 0.0)
+    began = reactor.seconds()
+    guest.say(b"x" * 200_000)
+    await guest.hears(b"x" * 200_000)
+    assert reactor.seconds() - began > 1.3, "all but what is read at once, 64 KiB, had to be paid for"
+
+
+def test_those_who_share_a_rate_wait_for_one_another() -> None:
+    clock = Clock()
+    rate = Rate(clock)
+    assert rate.take(1000) == 0
+    assert rate.change(100.0)
+    assert [rate.take(50), rate.take(50)] == [0.5, 1.0]
+    clock.advance(3)
+    assert rate.take(50) == 0.5
 
 
 @pytest.mark.parametrize("world", [Echo], indirect=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+
+from host_agent.ledger import ledger_dir
+from host_agent.wrapper.boinc.testing import ClientSide
 
 from .test_job import DEADLINE, left_behind
 from .test_job import places as places  # the same directories
@@ -114,13 +120,18 @@ COUNTERS = "".join(
 )
 
 
-def test_a_group_that_is_told_to_quit_goes_on_where_it_was(tmp_path: Path) -> None:
-    slot = tmp_path / "slot"
+def counters(slot: Path, script: str = COUNT) -> list[Path]:
+    """Three tasks that count, in two VMs; returns where their output goes."""
     slot.mkdir()
     (slot / "job.xml").write_text(f"<job_desc>{COUNTERS}</job_desc>")
-    (slot / "count.sh").write_text(COUNT)
+    (slot / "count.sh").write_text(script)
     (slot / "count.sh").chmod(0o755)
-    outputs = [slot / f"out-{name}" for name in "abc"]
+    return [slot / f"out-{name}" for name in "abc"]
+
+
+def test_a_group_that_is_told_to_quit_goes_on_where_it_was(tmp_path: Path) -> None:
+    slot = tmp_path / "slot"
+    outputs = counters(slot)
     with subprocess.Popen(WRAPPER, cwd=slot, stderr=subprocess.DEVNULL) as job:
         until = time.monotonic() + DEADLINE
         while not all(each.exists() and each.read_bytes().count(b"\n") >= 3 for each in outputs):
@@ -136,3 +147,58 @@ def test_a_group_that_is_told_to_quit_goes_on_where_it_was(tmp_path: Path) -> No
         assert (slot / f"effects-{name}").read_text() == "x\n"
     assert "is saved, and goes on at the next start" in (slot / "stderr.txt").read_text()
     assert left_behind(slot) == []
+
+
+class Playing:
+    """A client that beats while it waits."""
+
+    def __init__(self, slot: Path, job: subprocess.Popen[bytes], client: ClientSide) -> None:
+        self._slot, self._job, self._client = slot, job, client
+
+    def until(self, true: Callable[[], bool]) -> None:
+        end = time.monotonic() + DEADLINE
+        while not true():
+            assert time.monotonic() < end and self._job.poll() is None, (self._slot / "stderr.txt").read_text()
+            self._client.beat()
+            time.sleep(0.05)
+
+    def rest(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() >= end)
+
+
+def test_a_client_suspends_resumes_and_aborts_a_group(tmp_path: Path) -> None:
+    """Suspended, neither VM computes and no output comes; aborted, nothing of them is left."""
+    slot = tmp_path / "slot"
+    outputs = counters(slot, COUNT.replace("-lt 24", "-lt 100000"))
+    client = ClientSide(slot)
+
+    def lengths() -> list[int]:
+        return [each.stat().st_size if each.exists() else 0 for each in outputs]
+
+    with subprocess.Popen(WRAPPER, cwd=slot, stderr=subprocess.DEVNULL) as job:
+        playing = Playing(slot, job, client)
+        playing.until(lambda: all(lengths()))
+        machines = [json.loads(file.read_text())["process"][0] for file in ledger_dir().glob("*/entry.json")]
+        vms = [psutil.Process(number) for number in machines]
+        assert len(vms) == 2
+        client.control("<suspend/>")
+        playing.until(lambda: not any(uses_time(vm) for vm in vms))
+        before, used = lengths(), [sum(vm.cpu_times()[:2]) for vm in vms]
+        playing.rest(2.0)
+        assert lengths() == before
+        assert [sum(vm.cpu_times()[:2]) for vm in vms] == used, "a suspended job takes no processor time"
+        client.control("<resume/>")
+        playing.until(lambda: all(now > then for now, then in zip(lengths(), before, strict=True)))
+        client.control("<abort/>")
+        assert job.wait(60) == 0
+    assert not (slot / "boinc_finish_called").exists()
+    assert "the client's abort request" in (slot / "stderr.txt").read_text()
+    assert left_behind(slot) == []
+
+
+def uses_time(process: psutil.Process) -> bool:
+    """Whether it has computed in the last half second."""
+    before = process.cpu_times()[:2]
+    time.sleep(0.5)
+    return process.cpu_times()[:2] != before

@@ -229,6 +229,16 @@ async def test_an_agent_is_killed_while_it_replaces_a_snapshot(holder: Holder, a
 
 @ensureDeferred
 async def test_a_leash_that_is_killed_takes_the_vm_along(holder: Holder) -> None:
+    """And it is told only when QEMU has let go of the disk, which another one is to have."""
+    there: list[bool] = []
+    told = holder.told
+
+    def watch(state: MachineState, reason: str) -> None:
+        if state is MachineState.CRASHED:
+            there.append(runs(holder.qemu))
+        told(state, reason)
+
+    holder.told = watch  # type: ignore[assignment]
     holder.start(60.0)
     holder.kill()
     machine = await holder.adopt()
@@ -242,5 +252,14 @@ async def test_a_leash_that_is_killed_takes_the_vm_along(holder: Holder) -> None
         if state_of(machine) is MachineState.CRASHED:
             break
         await deferLater(reactor, 0.1)
-    assert "leash was killed" in holder.told.reasons[-1]
+    assert "leash was killed" in told.reasons[-1]
+    assert there == [False]
     await machine.destroy()
+
+
+def runs(pid: int | None) -> bool:
+    """Whether there is a process that holds anything."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -238,6 +238,12 @@ def test_who_holds_a_vm_to_its_share(given: InitData, percent: float) -> None:
     assert wishes.limits.cpu_percent == percent
 
 
+def test_how_fast_a_vm_may_use_the_network() -> None:
+    wishes = VmWishes()
+    wishes.follow(InitData(preferences=Preferences(max_bytes_up_s=1000, max_bytes_down_s=2000)))
+    assert (wishes.limits.up_bytes_s, wishes.limits.down_bytes_s) == (1000, 2000)
+
+
 @pytest.mark.parametrize("plan", ["lose-once=run", "lose-vm-once=put", "lose-vm-once=get"])
 def test_a_vm_that_is_lost_is_made_anew_once(slot: Path, plan: str) -> None:
     (slot / "vm_failed_CernVM.console.log").write_text("Kernel panic\n")
