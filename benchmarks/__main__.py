@@ -16,6 +16,7 @@ from benchmarks.machine import machine
 NAMES = {
     "boot": "cold boot of the default image until its agent answers",
     "vm_start": "warm start, cold boot and return of a VM, against QEMU by hand and a boot with cloud-init",
+    "clones": "three clones of a template at once against one, and what a suspended VM computes",
     "vm_states": "saving, snapshots and restoring of a VM",
     "checkpoint": "a live checkpoint of a working VM, against QEMU's snapshot-save and a copy of the disk",
     "end_latency": "how soon a task's end is known",
