@@ -7,7 +7,7 @@ BUILD := build
 
 # What runs VMs and keeps their states, and what builds their images.
 PACKAGES := python3-venv qemu-system-x86 qemu-utils zstd mmdebstrap e2fsprogs lz4 cpio uidmap \
-    mtools dosfstools syslinux syslinux-common grub-efi-amd64-bin
+    mtools dosfstools syslinux syslinux-common systemd-boot-efi
 # What tests and benchmarks need besides: the BOINC client and its library, external brokers, their certificates,
 # a browser, Prometheus, cctools, UEFI firmware, containers, ssh, wine.
 TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server \

@@ -18,7 +18,7 @@ from host_agent.hypervisors.images import MANIFEST, Image, load_image
 
 from . import formats
 from .cache import Cache, digest_of
-from .debian import PACKAGES, debian_layer
+from .debian import PACKAGES, debian_layer, kernels_layer
 from .frozen import container_files, frozen_layer
 from .kernel import INITRD, KERNEL, boot_layer
 from .oci import merge_container
@@ -54,7 +54,8 @@ def build_image(
     step = _Steps(progress)
     _, debian = step("Debian", lambda: debian_layer(cache, recipe, refresh=refresh))
     wheels_key, wheels = step("agent's libraries", lambda: wheels_layer(cache, recipe.python, recipe.architecture))
-    boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian))
+    kernels = step("kernels", lambda: kernels_layer(cache, recipe, refresh=refresh))
+    boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian, kernels))
     ours = agent_key(sources)
     copies = [packed(*each.rpartition(":")[::2]) for each in recipe.files]
     without_paths = attrs.evolve(recipe, files=tuple(each.rpartition(":")[2] for each in recipe.files))
@@ -102,7 +103,8 @@ def build_from_container(
     _, debian = step("Debian", lambda: debian_layer(cache, recipe))
     wheels = step("agent's libraries", lambda: wheels_layer(cache, recipe.python, recipe.architecture))
     frozen_key, frozen = step("agent", lambda: frozen_layer(cache, recipe, debian, wheels, sources))
-    boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian))
+    kernels = step("kernels", lambda: kernels_layer(cache, recipe))
+    boot_key, boot = step("kernel and initrd", lambda: boot_layer(cache, recipe, debian, kernels))
     mine = [(Path(__file__).parent / file).read_bytes() for file in (*_OURS, "oci.py", "oci_archive.py", "guest/init")]
     digest = digest_of(["container", content, repr(recipe), frozen_key, boot_key, *mine])
 

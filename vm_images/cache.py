@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ import attrs
 from common.errors import ConfigError
 
 from .tools import explain_os_error, remove_tree
+
+FRESH = 3600.0  # seconds; no build takes longer
 
 
 def default_cache() -> Path:
@@ -43,6 +46,7 @@ class Cache:
 
     root: Path
     keep: int = 3  # layers of each kind that stay, the last used ones
+    most: int = 12  # that stay while they have been used within FRESH: another builder may be reading them
 
     def layer(self, kind: str, key: str, make: Callable[[Path], None], *, refresh: bool = False) -> Path:
         """The directory of layer `key`; `make` fills it when it is not there yet."""
@@ -85,6 +89,7 @@ class Cache:
     def _prune(self, newest: Path) -> None:
         layers = [p for p in newest.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
         layers.sort(key=lambda p: p.stat().st_mtime, reverse=True)
-        for old in layers[self.keep :]:
-            if old != newest:
+        fresh = time.time() - FRESH
+        for number, old in enumerate(layers[self.keep :], self.keep):
+            if old != newest and (number >= self.most or old.stat().st_mtime < fresh):
                 remove_tree(old)

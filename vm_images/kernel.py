@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .cache import Cache, digest_of
-from .debian import KERNEL_DEB, PACKAGES, ROOT_TAR
+from .debian import DISK_KERNEL_DEB, KERNEL_DEB, PACKAGES, ROOT_TAR
 from .recipe import Recipe
 from .tools import SOURCE_DATE_EPOCH, BuildError, remove_after, run
 
@@ -23,25 +23,27 @@ INIT = Path(__file__).parent / "guest" / "initrd-init"
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 
 
-def boot_layer(cache: Cache, recipe: Recipe, debian: Path) -> tuple[str, Path]:
+def boot_layer(cache: Cache, recipe: Recipe, debian: Path, kernels: Path) -> tuple[str, Path]:
     """Key and directory with `vmlinux` and `initrd`."""
-    # By content: a refreshed Debian layer keeps its own key, and may hold another kernel.
-    package = hashlib.sha256((debian / KERNEL_DEB).read_bytes()).hexdigest()
+    # By content: a refreshed layer keeps its own key, and may hold another kernel.
+    found = [kernels / KERNEL_DEB, kernels / DISK_KERNEL_DEB]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in found]
     packages = (debian / PACKAGES).read_bytes()
     modules = "\0".join([*recipe.modules, "", *recipe.disk_modules])
-    key = digest_of(["boot", package, packages, modules, INIT.read_bytes(), Path(__file__).read_bytes()])
+    key = digest_of(["boot", *digests, packages, modules, INIT.read_bytes(), Path(__file__).read_bytes()])
 
     def make(place: Path) -> None:
-        with remove_after(place / "package") as unpacked:
-            run(["dpkg-deb", "-x", debian / KERNEL_DEB, unpacked], "unpacking the kernel")
-            (image,) = (unpacked / "boot").glob("vmlinuz-*")
-            (place / KERNEL).write_bytes(extract_kernel(image.read_bytes()))
-            (place / DISK_KERNEL).write_bytes(image.read_bytes())
-            busybox = _busybox(debian / ROOT_TAR)
-            modules = find_modules(unpacked, recipe.modules)
-            (place / INITRD).write_bytes(make_initrd(busybox, modules))
-            modules = find_modules(unpacked, (*recipe.modules, *recipe.disk_modules))
-            (place / DISK_INITRD).write_bytes(make_initrd(busybox, modules))
+        busybox = _busybox(debian / ROOT_TAR)
+        for package, target, initrd, wanted in (
+            (KERNEL_DEB, KERNEL, INITRD, recipe.modules),
+            (DISK_KERNEL_DEB, DISK_KERNEL, DISK_INITRD, (*recipe.modules, *recipe.disk_modules)),
+        ):
+            with remove_after(place / "package") as unpacked:
+                run(["dpkg-deb", "-x", kernels / package, unpacked], "unpacking the kernel")
+                (image,) = (unpacked / "boot").glob("vmlinuz-*")
+                kernel = image.read_bytes()
+                (place / target).write_bytes(extract_kernel(kernel) if target == KERNEL else kernel)
+                (place / initrd).write_bytes(make_initrd(busybox, find_modules(unpacked, wanted)))
 
     return key, cache.layer("boot", key, make)
 
@@ -65,12 +67,19 @@ def extract_kernel(image: bytes) -> bytes:
 
 
 def find_modules(root: Path, names: Iterable[str]) -> list[tuple[str, bytes]]:
-    """Name and content of each module, in the order asked for, each after those that it needs."""
+    """Name and content of each module, in the order asked for, each after those that it needs; not what is built in."""
     files = {path.name.removesuffix(".ko"): path for path in (root / "lib" / "modules").rglob("*.ko")}
     files |= {name.replace("-", "_"): path for name, path in files.items()}  # as modules name what they need
+    built_in = {
+        Path(line).name.removesuffix(".ko").replace("-", "_")
+        for listing in (root / "lib" / "modules").glob("*/modules.builtin")
+        for line in listing.read_text("utf-8").splitlines()
+    }
     found: dict[Path, bytes] = {}
 
     def take(name: str) -> None:
+        if name not in files and name.replace("-", "_") in built_in:
+            return
         if name not in files:
             raise BuildError(f"the kernel's package has no module {name}", "mend the lists of modules in the recipe")
         path = files[name]

@@ -30,6 +30,7 @@ class Recipe:
     exclude: tuple[str, ...]  # dpkg path patterns left out
     include: tuple[str, ...]  # patterns kept although `exclude` matches them
     kernel: str  # Debian package of the kernel, or of the meta-package that depends on it
+    disk_kernel: str  # the same for a machine that starts from the disk, whose hardware may be of any kind
     modules: tuple[str, ...]  # loaded by the initrd in this order; what they need comes by itself
     disk_modules: tuple[str, ...]  # those besides, of a machine that starts from the disk
     cmdline: str
@@ -116,7 +117,7 @@ def _parse(path: Path, data: dict[str, Any]) -> Recipe:
 
 
 def _checked(recipe: Recipe, path: str) -> Recipe:
-    for text in (recipe.name, recipe.release, recipe.kernel, *recipe.packages):
+    for text in (recipe.name, recipe.release, recipe.kernel, recipe.disk_kernel, *recipe.packages):
         if not _PLAIN_NAME.fullmatch(text):
             raise ConfigError(f"{path}: {text!r} is not a plain name")
     for module in (*recipe.modules, *recipe.disk_modules):

@@ -28,11 +28,14 @@ _PACKAGES = {
     "mmd": "mtools",
     "mcopy": "mtools",
     "syslinux": "syslinux",
-    "grub-mkimage": "grub-efi-amd64-bin",
     "tar": "tar",
     "unshare": "util-linux",
     "newuidmap": "uidmap",
     "chroot": "coreutils",
+}
+_FILES = {
+    "/usr/lib/syslinux/mbr/mbr.bin": "syslinux-common",
+    "/usr/lib/systemd/boot/efi/systemd-bootx64.efi": "systemd-boot-efi",
 }
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -51,17 +54,12 @@ def find_tool(name: str) -> str:
     return path
 
 
-def missing_tools() -> list[str]:
-    """Debian packages that a build would ask for on this host."""
-    missing = []
-    for name, package in _PACKAGES.items():
-        if os.geteuid() == 0 and name in ("newuidmap", "unshare"):
-            continue
-        try:
-            find_tool(name)
-        except BuildError:
-            missing.append(package)
-    return missing
+def find_file(name: str) -> Path:
+    """A file that one of this host's packages has; BuildError names it."""
+    path = Path(name)
+    if not path.is_file():
+        raise BuildError(f"building an image needs {name}, which is not here", f"apt install {_FILES[name]}")
+    return path
 
 
 def run(

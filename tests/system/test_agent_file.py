@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.agent_file import measure
 from vm_images.agent_file import make_agent_file
 from vm_images.cache import Cache, default_cache
 
@@ -47,6 +48,14 @@ def test_it_is_small_and_the_same_each_time(files: dict[str, Path], tmp_path: Pa
     with zipfile.ZipFile(again) as archive:
         assert not [name for name in archive.namelist() if name.endswith(".so")]
         assert "lib/guest_agent/main.py" in archive.namelist()
+
+
+def test_what_it_takes_of_its_machine() -> None:
+    """`python -m benchmarks agent_file` shows the figures. Its CPU time is held to that of its imports in this run."""
+    found = measure(idle_s=5.0)
+    assert found["resident_mb"] <= 35, found
+    assert found["idle_percent"] <= 0.2, found
+    assert found["ratio_cpu_to_imports"] <= 1.6, found
 
 
 def test_another_python_is_told_which_file_to_use(files: dict[str, Path]) -> None:

@@ -16,7 +16,9 @@ from .test_job import DEADLINE, ROOT, example
 pytestmark = pytest.mark.vm
 
 
-@pytest.mark.parametrize(("firmware", "bus"), [("bios", "virtio"), ("bios", "ide"), ("uefi", "virtio")])
+@pytest.mark.parametrize(
+    ("firmware", "bus"), [("bios", "virtio"), ("bios", "ide"), ("uefi", "virtio"), ("uefi", "sata")]
+)
 def test_the_example_after_a_start_from_the_disk(
     image: Image, firmware: str, bus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,10 @@ if sys.version_info[:2] < tuple(int(part) for part in OLDEST.split(".")) or (OLD
     other = "another agent file or the frozen agent" if OLDEST != "3.9" else "the agent file for newer ones"
     sys.exit("vmwrapper-guest-agent: this file is for Python %s, and this is %s: use %s" % (OLDEST, here, other))  # noqa: UP031
 
-# Byte code for this very Python, when the archive has some, else the sources.
-sys.path[:1] = [f"{archive}/cp{here.replace('.', '')}", f"{archive}/lib"]
+# Byte code for this very Python, when the archive has some, else the sources; and of this machine nothing but Python's
+# own library: what else is installed here may be of any version, and Twisted would take 5 MB of TLS that nobody uses.
+kept = [path for path in sys.path[1:] if not path.rstrip("/").endswith(("site-packages", "dist-packages"))]
+sys.path[:] = [f"{archive}/cp{here.replace('.', '')}", f"{archive}/lib", *kept]
 
 if "--install" in sys.argv[1:2] or "--uninstall" in sys.argv[1:2]:
     from guest_agent.service import main as install

@@ -1,17 +1,6 @@
 # Run by mmdebstrap, outside the new root file system "$1", once Debian's packages are in it.
-# PYTHON (as in 3.11) and KERNEL (a Debian package) come from the recipe.
+# PYTHON (as in 3.11) comes from the recipe.
 set -eu
-
-# The kernel's package: a meta-package depends on the one of today's version.
-export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-package=$KERNEL
-for _ in 1 2 3; do
-    next=$(apt-cache depends --important "$package" | sed -n 's/^ *Depends: \(linux-image-.*\)$/\1/p' | head -n 1)
-    [ -n "$next" ] || break
-    package=$next
-done
-(cd "$1" && apt-get download -q "$package" && mv linux-image-*.deb kernel.deb)
-unset APT_CONFIG
 
 # The user that the agent and its tasks run as; no password fits "*".
 echo "vmwrapper:x:1000:1000:VMwrapper guest agent:/home/vmwrapper:/bin/bash" >>"$1/etc/passwd"

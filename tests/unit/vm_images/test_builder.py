@@ -41,7 +41,8 @@ class Steps:
         (boot / "initrd").write_text("initrd")
         monkeypatch.setattr(builder, "debian_layer", lambda cache, recipe, refresh: ("d", debian))
         monkeypatch.setattr(builder, "wheels_layer", lambda cache, python, architecture: ("w", tmp_path))
-        monkeypatch.setattr(builder, "boot_layer", lambda cache, recipe, debian: ("b", boot))
+        monkeypatch.setattr(builder, "kernels_layer", lambda cache, recipe, refresh: tmp_path)
+        monkeypatch.setattr(builder, "boot_layer", lambda cache, recipe, debian, kernels: ("b", boot))
         monkeypatch.setattr(builder, "make_disk", self.make_disk)
 
     def make_disk(self, place: Path, recipe: Recipe, debian: Path, wheels: Path, boot: Path, sources: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_oldest_layers_go(tmp_path: Path) -> None:
         os.utime(place, (age, age))
     cache.layer("kind", "d", write)
     assert sorted(p.name for p in (tmp_path / "kind").iterdir() if p.is_dir()) == ["c", "d"]
+
+
+def test_layers_in_use_stay_up_to_a_limit(tmp_path: Path) -> None:
+    """Tests and builders of several recipes take turns: what one reads must not go while another one builds."""
+    cache = Cache(tmp_path, keep=1, most=3)
+    for key in "abcd":
+        os.utime(cache.layer("kind", key, write), (time.time() - 60 + ord(key) - ord("a"),) * 2)
+    cache.layer("kind", "e", write)
+    assert sorted(p.name for p in (tmp_path / "kind").iterdir() if p.is_dir()) == ["c", "d", "e"]
 
 
 def test_full_disk_is_said(tmp_path: Path) -> None:

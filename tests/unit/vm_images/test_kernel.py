@@ -44,6 +44,14 @@ def test_modules_keep_the_order_of_the_recipe(tmp_path: Path) -> None:
         find_modules(tmp_path, ["a", "d"])
 
 
+def test_what_the_kernel_has_built_in_is_no_module(tmp_path: Path) -> None:
+    place = tmp_path / "lib" / "modules" / "6.1"
+    place.mkdir(parents=True)
+    (place / "a.ko").write_bytes(b"\0depends=c_d,e\0")
+    (place / "modules.builtin").write_text("kernel/fs/c-d.ko\nkernel/e.ko\n")
+    assert [name for name, _ in find_modules(tmp_path, ["e", "a"])] == ["a"]
+
+
 def test_initrd_can_be_unpacked() -> None:
     archive = make_initrd(b"busybox", [("virtio", b"module")])
     listed = subprocess.run(["cpio", "-it", "--quiet"], input=archive, capture_output=True, check=True)
