@@ -82,13 +82,13 @@ chaos-checkpoint: image $(VENV)/peers ## one checkpointed job in a VM, while its
 chaos-boinc: $(VENV)/peers ## fifty random restarts and kills of a BOINC client and of the wrapper, during one job
 	@VMWRAPPER_CHAOS=50 $(BIN)/python -m pytest -s tests/boinc/test_restarts.py -k random
 
-bench: image $(VENV)/peers ## measure everything that benchmarks/ can
-	@$(BIN)/python -m benchmarks all
+bench: image $(VENV)/peers ## measure everything that benchmarks/ can, beside its peers (three quarters of an hour)
+	@$(BIN)/python -m benchmarks all $(BENCH_ARGS)
 
 bench-monitor: $(VENV)/peers ## the monitor with 1,000 guests and 100 events a second, for a minute
 	@$(BIN)/python -m benchmarks monitor
 
-bench-guard: $(VENV)/ready ## short benchmarks beside their recorded values; fails when one has become much worse
+bench-guard: image ## short benchmarks beside their recorded values; fails when one has become much worse
 	@$(BIN)/python -m benchmarks.guard
 
 FUZZ_SECONDS ?= 600

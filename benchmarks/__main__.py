@@ -8,26 +8,27 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from benchmarks import SHORT
+from benchmarks import SHORT, profiles
 from benchmarks.machine import machine
 
 NAMES = {
-    "boot": "cold boot of the default image until its agent answers",
-    "vm_start": "warm start, cold boot and return of a VM, against QEMU by hand and a boot with cloud-init",
-    "clones": "three clones of a template at once against one, and what a suspended VM computes",
-    "vm_states": "saving, snapshots and restoring of a VM",
-    "checkpoint": "a live checkpoint of a working VM, against QEMU's snapshot-save and a copy of the disk",
     "end_latency": "how soon a task's end is known",
     "roundtrip_local": "a command's round trip to a local process, against ssh to this host and Celery on RabbitMQ",
+    "broker": "requests, large bodies and memory of the embedded broker, against ActiveMQ and RabbitMQ",
+    "wrapper": "memory, CPU time and latencies of the wrapper, against BOINC's runtime and a Python that polls",
+    "boot": "cold boot of the default image until its agent answers",
+    "vm_states": "saving, snapshots and restoring of a VM",
+    "checkpoint": "a live checkpoint of a working VM, against QEMU's snapshot-save and a copy of the disk",
+    "vm_start": "warm start, cold boot and return of a VM, against QEMU by hand and a boot with cloud-init",
     "roundtrip": "a command's round trip in a QEMU guest, against qemu-guest-agent and ssh in the same guest",
     "copy": "256 MiB and 2,000 files into a VM and out of it, against scp, qemu-guest-agent, virtiofs and Chirp",
-    "wrapper": "memory, CPU time and latencies of the wrapper, against BOINC's runtime and a Python that polls",
+    "clones": "three clones of a template at once against one, and what a suspended VM computes",
     "agent_file": "the one-file guest agent: size, readiness, memory, idle CPU time",
     "monitor": "the monitor's page with 1,000 guests and 100 events a second, for a minute",
     "scale": "10, 100 and 1,000 simulated guests on one host agent, on each broker",
-    "broker": "requests, large bodies and memory of the embedded broker, against ActiveMQ and RabbitMQ",
 }
 IMAGES = Path(__file__).parents[1] / "build" / "images"
 
@@ -42,7 +43,18 @@ def main() -> int:
     parser.add_argument("name", metavar="NAME", choices=[*NAMES, "all"], help="what to measure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there, too")
     parser.add_argument("--short", action="store_true", help="a form that takes seconds, with fewer peers")
+    parser.add_argument(
+        "--profile", action="store_true", help="say where the time goes in host agents and embedded brokers"
+    )
     options = parser.parse_args()
+    if options.profile and options.name != "all":
+        with tempfile.TemporaryDirectory(prefix="vmwrapper-bench-") as folder:
+            argv = [word for word in sys.argv[1:] if word != "--profile"]
+            env = {**os.environ, profiles.VARIABLE: folder}
+            status = subprocess.run([sys.executable, "-m", "benchmarks", *argv], env=env, check=False).returncode
+            os.environ[profiles.VARIABLE] = folder
+            profiles.show()
+        return status
     if options.short and not SHORT:
         os.environ["VMWRAPPER_BENCH_SHORT"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]])  # noqa: S606

@@ -13,19 +13,11 @@ from pathlib import Path
 import attrs
 import psutil
 
+from benchmarks import profiles
 from tests.brokers import TESTER, TESTER_PASSCODE
 
 ACK = re.compile(rb"\nack:([^\n]+)\n")
 DEADLINE = 120.0  # seconds
-
-_BROKER = """
-import argparse, sys
-from host_agent.vmctl import broker
-parser = argparse.ArgumentParser()
-broker.add_parser(parser.add_subparsers())
-arguments = parser.parse_args()
-sys.exit(arguments.func(arguments))
-"""
 
 
 @attrs.frozen
@@ -47,9 +39,14 @@ class Server:
 
 @contextlib.contextmanager
 def server(program: str, *options: str) -> Iterator[Server]:
-    """A Python program whose first line ends with its port: `… HOST:PORT, …`."""
-    command = [sys.executable, "-c", program, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    """A Python program whose third word is where it listens: HOST:PORT."""
+    with _listening([sys.executable, "-c", program, *options]) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def _listening(argv: list[str]) -> Iterator[Server]:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -64,7 +61,7 @@ def embedded_broker(folder: Path) -> Iterator[Server]:
     passcode_file = folder / "passcode"
     passcode_file.write_text(TESTER_PASSCODE)
     options = ["--listen", "127.0.0.1:0", "--login", TESTER, "--passcode-file", str(passcode_file)]
-    with server(_BROKER, "broker", *options) as started:
+    with _listening([*profiles.python("host_agent.vmctl.main", "broker"), "broker", *options]) as started:
         yield started
 
 

@@ -84,6 +84,7 @@ class Found:
         self.large: dict[str, list[float]] = {}
         self.single: dict[str, list[float]] = {}
         self.idle_mb: dict[str, float] = {}
+        self.idle_kb_each: dict[str, float] = {}
 
     def add(self, name: str, rate: Callable[[], float], pids: list[int]) -> None:
         before = cpu_seconds(pids)
@@ -107,7 +108,9 @@ def run() -> dict[str, float]:
                 missing[called] = str(reason)
         if not SHORT:
             for called, broker in brokers.items():  # before any load: memory that it leaves behind is not theirs
+                before = broker.memory_bytes
                 found.idle_mb[called] = beside_idle_clients(broker.port, IDLE_CLIENTS, _memory_mb(broker))
+                found.idle_kb_each[called] = (found.idle_mb[called] * 1e6 - before) / 1e3 / IDLE_CLIENTS
         # In turn: virtual machines of languages warm up, and other load comes and goes.
         for _ in rounds_of(ROUNDS):
             for called, broker in brokers.items():
@@ -163,7 +166,12 @@ def _metrics(found: Found) -> dict[str, float]:
         metrics["cpu_ratio_to_best_peer"] = cpu[OURS] / min(cpu[name] for name in peers)
     if found.idle_mb:
         metrics["idle1000_rss_mb"] = found.idle_mb[OURS]
-        metrics |= {f"idle1000_{kind}_rss_mb": found.idle_mb[name] for kind, name in EXTERNAL.items() if name in rate}
+        metrics["idle_kb_per_client"] = found.idle_kb_each[OURS]
+    for kind, name in EXTERNAL.items():  # for benchmarks/site_model.py
+        if name in rate:
+            metrics[f"{kind}_inflight64_per_s"] = rate[name]
+            metrics[f"{kind}_idle1000_rss_mb"] = found.idle_mb[name]
+            metrics[f"{kind}_idle_kb_per_client"] = found.idle_kb_each[name]
     return metrics
 
 

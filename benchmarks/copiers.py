@@ -157,7 +157,9 @@ class Chirp:
         self._run("chirp_get", self.server, there, str(here))
 
     def _run(self, tool: str, *words: str) -> None:
-        done = subprocess.run([tool, "-t", "60", *words], capture_output=True, text=True, timeout=DEADLINE, check=False)
+        done = subprocess.run(
+            [tool, "-t", f"{DEADLINE:.0f}", *words], capture_output=True, text=True, timeout=DEADLINE, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"{tool}: {done.stdout} {done.stderr}")
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.site_model            # the tables of docs/scale.md; a second
     python -m benchmarks.site_model --set hours_per_day=24 --set tasks_per_hour=4
+    python -m benchmarks broker --json b.json && python -m benchmarks.site_model --measured b.json
 
 Two things are simulated: a day's traffic, host by host (how long each computes is drawn), and the minutes after a
 broker's restart, second by second, with the link's own waits between attempts.
@@ -10,9 +11,12 @@ broker's restart, second by second, with the link's own waits between attempts.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import attrs
 
@@ -50,6 +54,22 @@ class Inputs:
     commands_per_task: float = 3.0
     outputs_per_task: float = 20.0
     heap_gb: float = 8.0  # of a broker
+
+
+# Where the inputs stand in what benchmarks write with --json.
+MEASURED: dict[str, tuple[str, Callable[[float], float]]] = {
+    "activemq_requests_per_s": ("activemq_inflight64_per_s", float),
+    "rabbitmq_requests_per_s": ("rabbitmq_inflight64_per_s", float),
+    "activemq_kb_per_client": ("activemq_idle_kb_per_client", float),
+    "rabbitmq_kb_per_client": ("rabbitmq_idle_kb_per_client", float),
+    "joins_per_s": ("embedded_1000_join_ms_per_guest", lambda ms: 1000 / ms),
+}
+
+
+def measured(file: Path) -> dict[str, float]:
+    """Inputs from what a benchmark wrote."""
+    metrics = json.loads(file.read_text("utf-8"))["metrics"]
+    return {name: convert(metrics[key]) for name, (key, convert) in MEASURED.items() if key in metrics}
 
 
 def day_of(hours: float, given: Inputs) -> tuple[float, float]:
@@ -163,12 +183,20 @@ def _usage_share(given: Inputs) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", action="append", default=[], metavar="INPUT=NUMBER", help="see the class Inputs")
+    parser.add_argument(
+        "--measured", action="append", default=[], type=Path, metavar="FILE", help="inputs from a benchmark's --json"
+    )
+    options = parser.parse_args()
     changes: dict[str, float] = {}
-    for entry in parser.parse_args().set:
+    for file in options.measured:
+        changes |= measured(file)
+    for entry in options.set:
         name, _, value = entry.partition("=")
         if name not in attrs.fields_dict(Inputs):
             parser.error(f"there is no input {name}; there are {', '.join(attrs.fields_dict(Inputs))}")
         changes[name] = float(value)
+    for name, number in changes.items():
+        print(f"{name} = {number:g}")
     report(attrs.evolve(Inputs(), **changes))  # type: ignore[arg-type]
     return 0
 

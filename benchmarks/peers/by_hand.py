@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from benchmarks.cpu import cpu_seconds
 from benchmarks.machine import accelerator
 from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.qemu_options import HOST_LINE, KVM, MACHINE, QEMU, QEMU_IMG, TCG
@@ -59,8 +60,11 @@ def cloud_init_boot(image: Image, folder: Path) -> float:
         return qemu.seconds()
 
 
-def incoming(like: Sequence[str], disk: Path, memory: Path, folder: Path) -> float:
-    """Seconds until a guest runs on from a template, with the command line of a VM like it, by QEMU alone."""
+def incoming(like: Sequence[str], disk: Path, memory: Path, folder: Path) -> tuple[float, float]:
+    """Until a guest runs on from a template, with the command line of a VM like it, by QEMU alone.
+
+    Seconds, and the CPU time that QEMU has used by then.
+    """
     place = Path(_after(like, "socket,id=monitor,path=").partition(",")[0]).parent
     theirs = _after(like, "if=none,id=disk,").partition("file=")[2]
     ours = str(overlay(folder / "incoming.qcow2", disk))
@@ -78,7 +82,7 @@ def incoming(like: Sequence[str], disk: Path, memory: Path, folder: Path) -> flo
         while _ask(connection, lines, "query-status")["status"] == "inmigrate":
             time.sleep(0.002)
         _ask(connection, lines, "cont")  # it stood still when it was kept
-        return qemu.seconds()
+        return qemu.seconds(), cpu_seconds([qemu.process.pid])
 
 
 def _argv(image: Image, disk: Path, *more: str) -> list[str]:
