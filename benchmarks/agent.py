@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import attrs
 import psutil
 
 from benchmarks import profiles
-from host_agent.control_client import ControlClient, parse_endpoint
+from host_agent.control_client import ControlClient, ControlError, parse_endpoint
 
 VM = "bench"
 DEADLINE = 600.0  # seconds for one request
@@ -72,5 +73,6 @@ def host_agent(
         raise
     finally:
         if client is not None and client.closed is None:
-            client.call("shutdown", deadline_s=DEADLINE)
+            with contextlib.suppress(ControlError):  # an interrupt reaches the agent, too
+                client.call("shutdown", deadline_s=DEADLINE)
         process.wait(DEADLINE)
