@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,11 @@ def test_a_power_cut_loses_at_most_the_line_that_was_written(
     box.close()
     with path.open("r+b") as file:
         file.truncate(min(path.stat().st_size, sure + cut))
-    again = Outbox(path)
-    assert "c-1" in again.records
-    again.asked(request("c-3"))
-    assert {"c-1", "c-3"} <= set(Outbox(path).records)
+    with closing(Outbox(path)) as again:
+        assert "c-1" in again.records
+        again.asked(request("c-3"))
+    with closing(Outbox(path)) as third:
+        assert {"c-1", "c-3"} <= set(third.records)
 
 
 def test_forgotten_requests_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,12 @@ def test_another_agent_goes_on_where_the_file_ends(
     stream = OutputStream(path, len(before))
     for number, piece in enumerate(pieces):
         if number == killed_after:
+            stream.close()  # a process that ends has no open files
             stream = OutputStream(path, len(before))
             assert stream.have == offset
         stream.take(offset, piece)
         offset += len(piece)
+    stream.close()
     assert path.read_bytes() == before + whole
 
 
@@ -55,6 +57,7 @@ def test_a_spool_keeps_the_end_and_knows_what_it_dropped(
         offset = 0
         for piece in pieces:
             if data.draw(st.booleans()):
+                stream.close()
                 stream = SpoolStream(stem)
             assert stream.have == offset
             stream.take(offset, piece)

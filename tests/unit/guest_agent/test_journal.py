@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,11 @@ def test_a_power_cut_in_a_line_loses_that_line_alone(tmp_path_factory: pytest.Te
     first.close()
     with path.open("r+b") as file:
         file.truncate(min(path.stat().st_size, size + cut))
-    again = Journal(path)
-    assert "c-1" in again.commands
-    again.accepted("c-2", "k-1")
-    assert "c-2" in Journal(path).commands
+    with closing(Journal(path)) as again:
+        assert "c-1" in again.commands
+        again.accepted("c-2", "k-1")
+    with closing(Journal(path)) as third:
+        assert "c-2" in third.commands
 
 
 def test_forgotten_commands_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
