@@ -18,6 +18,7 @@ SLOT_IMAGES = "images"  # guest images that come with the application
 GUEST_STATE = ".vmwrapper"
 GUEST_JOURNAL = "journal"
 KEEPER_SOCKET = "keeper.sock"
+KEEPER_SOCKETS = "keeper-*.sock"  # in the runtime directory, of homes whose paths are too long
 
 LONGEST_SOCKET = 107  # bytes of a Unix socket's path
 LONGEST_RUNTIME = LONGEST_SOCKET - len("/vms/t-0123456789ab-4194304/61613.sock")  # the longest of ours below it

@@ -11,10 +11,12 @@ import json
 import os
 import secrets
 import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
-from common.files import runtime_dir, write_private
+from common.files import KEEPER_SOCKETS, runtime_dir, write_private
 
 from .control_client import remove_dead_endpoints
 from .file_lock import ledger_lock
@@ -23,6 +25,7 @@ from .process_identity import identity_of, is_alive
 ENTRY = "entry.json"
 SAVED_BY_VIRTUALBOX = "machine/Snapshots/*.sav"  # states and snapshots, below the directory of a VM
 STATES = "states.json"  # in the directory of a VM that can be restored
+KEEPER_STARTS = 60.0  # seconds in which one may have its socket and not listen yet
 SWEPT = ".swept-"  # in the name of an entry that a sweep removes
 
 
@@ -67,12 +70,13 @@ def sweep() -> list[str]:
 
     A hypervisor may take minutes for it: not to be called on a reactor's thread.
     """
+    from .state import remove_unused_states
     from .wrapper.task_groups import sweep_groups
 
     removed = []
     for place in sorted(ledger_dir().iterdir()):
         removed += _sweep_one(place)
-    removed += sweep_groups()
+    removed += sweep_groups() + remove_unused_states() + _remove_dead_keepers()
     return removed + [f"removed {file}: its host agent was killed" for file in remove_dead_endpoints()]
 
 
@@ -132,6 +136,24 @@ def _remove(instance: str, value: dict[str, Any]) -> tuple[list[str], bool]:
         shutil.rmtree(directory, ignore_errors=True)
         removed.append(f"removed {directory}")
     return removed, False
+
+
+def _remove_dead_keepers() -> list[str]:
+    """Sockets of keepers that were killed, of guest agents that run on this host; nobody listens there."""
+    removed = []
+    for path in runtime_dir().glob(KEEPER_SOCKETS):
+        try:
+            if time.time() - path.stat().st_mtime < KEEPER_STARTS:
+                continue
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(1.0)
+                client.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            removed.append(f"removed {path}: its keeper was killed")
+        except OSError:
+            continue  # it lives, or is gone
+    return removed
 
 
 def _unregister(hypervisor: str, machine: str, directory: Path) -> str:

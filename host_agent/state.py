@@ -21,7 +21,7 @@ from common.errors import ConfigError
 from common.files import runtime_dir, write_private
 from common.link import new_session
 
-from .file_lock import try_lock
+from .file_lock import ledger_lock, try_lock
 from .outbox import Outbox
 
 FORMAT = 1
@@ -131,20 +131,33 @@ def open_state(directory: Path | None) -> AgentState:
     """The state directory that was asked for; without one, a directory that ends with the agent."""
     if directory is not None:
         return AgentState(directory.absolute())
+    with ledger_lock():  # no sweep is to take the new one for what a killed agent left
+        _remove_unused()
+        return AgentState(_own_states() / f"s-{new_session()}", durable=False)
+
+
+def remove_unused_states() -> list[str]:
+    """What killed agents left; their VMs are swept by what the ledger says. Returns a sentence for each."""
+    with ledger_lock():
+        return [f"removed {directory}: its host agent was killed" for directory in _remove_unused()]
+
+
+def _own_states() -> Path:
     place = runtime_dir() / "state"
     place.mkdir(mode=0o700, exist_ok=True)
-    for older in place.iterdir():
-        _remove_if_unused(older)
-    return AgentState(place / f"s-{new_session()}", durable=False)
+    return place
 
 
-def _remove_if_unused(directory: Path) -> None:
-    """An agent that was killed leaves its directory; its VMs are swept by what the ledger says."""
-    try:
-        os.close(_lock(directory / "lock"))
-    except (OSError, ConfigError):
-        return
-    shutil.rmtree(directory, ignore_errors=True)
+def _remove_unused() -> list[Path]:
+    removed = []
+    for directory in _own_states().iterdir():
+        try:
+            os.close(_lock(directory / "lock"))
+        except (OSError, ConfigError):
+            continue
+        shutil.rmtree(directory, ignore_errors=True)
+        removed.append(directory)
+    return removed
 
 
 def _lock(path: Path) -> int:

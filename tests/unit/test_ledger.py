@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from host_agent import ledger
 from host_agent.control_client import endpoints, remove_dead_endpoints
 from host_agent.file_lock import ledger_lock
 from host_agent.ledger import ENTRY, STATES, LedgerEntry, ledger_dir, sweep
+from host_agent.state import open_state
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +145,28 @@ def test_what_a_killed_sweep_has_begun_the_next_one_ends(tmp_path: Path, monkeyp
             sweep()
     assert f"removed {tmp_path / 'vm-a'}" in sweep()
     assert list(ledger_dir().iterdir()) == []
+
+
+def test_the_state_of_a_killed_agent(tmp_path: Path) -> None:
+    alive = open_state(None)
+    dead = alive.directory.with_name("s-dead")
+    (dead / "output").mkdir(parents=True)
+    assert sweep() == [f"removed {dead}: its host agent was killed"]
+    assert alive.directory.is_dir()
+    assert sweep() == []
+    alive.close(remove=True)
+
+
+def test_the_socket_of_a_killed_keeper(tmp_path: Path) -> None:
+    place = ledger_dir().parent
+    listening = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    for number, each in enumerate(listening):
+        each.bind(str(place / f"keeper-{number}.sock"))
+        each.listen(1)
+    for number in (0, 1):
+        listening[number].close()
+    for number in (0, 2):
+        os.utime(place / f"keeper-{number}.sock", (0, 0))
+    assert sweep() == [f"removed {place}/keeper-0.sock: its keeper was killed"]
+    assert sorted(path.name for path in place.glob("keeper-*")) == ["keeper-1.sock", "keeper-2.sock"]
+    listening[2].close()
