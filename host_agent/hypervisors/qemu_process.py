@@ -26,6 +26,7 @@ from .process_end import process_end
 
 PROGRAM = Path(__file__).with_name("leash.py")
 DEADLINE = 30.0  # seconds for the leash to start, and to answer
+TRIES_AGAIN = "Unable to connect character device"  # QEMU, while no host agent is there: no cause of its end
 
 
 @attrs.frozen
@@ -38,7 +39,7 @@ class HowItEnded:
     cpu_seconds: float | None
 
     def __str__(self) -> str:
-        lines = self.errors.strip().splitlines()
+        lines = [line for line in self.errors.strip().splitlines() if TRIES_AGAIN not in line]
         how = f"QEMU was killed by signal {self.signal}" if self.signal else f"QEMU ended with status {self.status}"
         return f"{how}: {lines[-1]}" if lines else how
 
