@@ -22,7 +22,7 @@ from .checkpoint import write_atomically
 from .process_tree import signal_each
 
 PREFIX = "vmwrapper-"
-END_DEADLINE_S = 2.0  # for the kernel to end what was killed
+END_DEADLINE_S = 5.0  # for the kernel to end what was killed
 
 
 def groups_dir() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -160,7 +161,7 @@ def test_a_time_limit_counts_over_restarts(slot: Path) -> None:
     assert run(slot).returncode == 0
     assert (slot / "second").exists()
     assert "task 1 (sh) reached its time limit and was ended; CPU 0." in log(slot)
-    assert ", run time 1000." in log(slot)
+    assert re.search(r", run time 1\d\d\d\.", log(slot))
     assert StateFile(slot).state.ran_s == {}
 
 
