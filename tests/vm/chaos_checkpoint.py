@@ -13,7 +13,9 @@ from pathlib import Path
 
 from .checkpointed import ROOT, CheckpointedJob, kill_at_random
 
-LINES_FOR_A_KILL = 10  # of the job's output; it prints on until every kill has had its turn
+LINES_FOR_A_KILL = (
+    10  # of the job's output; it prints on until every kill has had its turn, seven lines on idle machines
+)
 
 
 def main() -> int:
@@ -21,6 +23,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vm.chaos_checkpoint", description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
+    parser.add_argument(
+        "--lines", type=int, default=LINES_FOR_A_KILL, help="of output for each kill; busy machines need fewer"
+    )
     parser.add_argument("--folder", type=Path, help="work there, and keep what is in it (default: a temporary one)")
     options = parser.parse_args()
     os.environ.setdefault("VMWRAPPER_IMAGES", str(ROOT / "build" / "images"))
@@ -28,7 +33,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vmw-chaos-") as temporary:
         folder = Path(temporary) if options.folder is None else options.folder
         os.environ["VMWRAPPER_RUNTIME"] = str(folder / "run")
-        job = CheckpointedJob(folder / "slot", count=LINES_FOR_A_KILL * options.kills)
+        job = CheckpointedJob(folder / "slot", count=options.lines * options.kills)
         job.prepare()
         try:
             problems = kill_at_random(job, options.kills, options.seed, lambda text: print(text, flush=True))

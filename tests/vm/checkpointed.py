@@ -26,6 +26,7 @@ from host_agent.process_identity import is_alive
 ROOT = Path(__file__).resolve().parents[2]
 WRAPPER = [sys.executable, "-P", "-m", "host_agent.wrapper.main"]
 DEADLINE = 300.0
+SLOWEST_LINE = 2.0  # seconds: the program prints four a second, and stands still while it is kept
 
 JOB = """\
 <job_desc>
@@ -169,8 +170,8 @@ class CheckpointedJob:
 
     # -- the end
 
-    def finish(self, deadline: float = DEADLINE) -> None:
-        self.until(lambda: self.is_over, deadline)
+    def finish(self) -> None:
+        self.until(lambda: self.is_over, DEADLINE + SLOWEST_LINE * (self.count - self.lines))
         assert self.process is not None
         self.process.wait(60)
 
