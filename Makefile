@@ -11,7 +11,7 @@ PACKAGES := python3-venv qemu-system-x86 qemu-utils zstd mmdebstrap e2fsprogs lz
 # What tests and benchmarks need besides: the BOINC client and its library, external brokers, their certificates,
 # a browser, Prometheus, cctools, UEFI firmware, containers, ssh, wine.
 TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java libjettison-java libxpp3-java rabbitmq-server \
-    chromium fonts-dejavu-core prometheus coop-computing-tools ovmf umoci openssh-client openssh-server wine64
+    chromium fonts-dejavu-core prometheus coop-computing-tools ovmf umoci skopeo openssh-client openssh-server wine64
 
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 

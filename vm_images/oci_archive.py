@@ -22,7 +22,8 @@ MOST_LAYERS = 256
 MOST_BYTES = 64 << 30  # of all files of all layers
 MOST_LINKS = 40  # that one path may lead through
 MOST_HEADER = 1 << 20  # bytes of a long name or of other words about one file
-MOST_RATIO = 2000  # of a layer's content to its compressed size, above the first GiB
+MOST_RATIO = 2000  # of a layer's content to its compressed size, above SURE_BYTES
+SURE_BYTES = 1 << 30
 _GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 _HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -122,7 +123,7 @@ def unpack_layer(outer: tarfile.TarFile, name: str, digest: str, target: Path) -
     member = _member(outer, name)
     source = outer.extractfile(member)
     assert source is not None
-    total, size, most = hashlib.sha256(), 0, max(1 << 30, member.size * MOST_RATIO)
+    total, size, most = hashlib.sha256(), 0, max(SURE_BYTES, member.size * MOST_RATIO)
     with target.open("wb") as file, _decompressed(source, target) as plain:
         while block := plain.read(1 << 20):
             size += len(block)

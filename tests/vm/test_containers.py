@@ -13,6 +13,7 @@ from host_agent.hypervisors.images import Image
 from tests.system.agent_process import agent_process
 from vm_images.builder import build_from_container, frozen_agent
 from vm_images.cache import Cache, default_cache
+from vm_images.oci import merge_container
 from vm_images.recipe import load_recipe
 
 pytestmark = pytest.mark.vm
@@ -49,6 +50,28 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for path in sorted(layout.rglob("*")):
             out.add(path, path.relative_to(layout), recursive=False)
     return packed
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("docker-archive:{}:physics:latest", []),
+        ("oci-archive:{}", ["--dest-compress", "--dest-compress-format", "zstd"]),
+    ],
+)
+def test_other_kinds_of_archives_hold_the_same(archive: Path, target: str, options: list[str], tmp_path: Path) -> None:
+    """What Docker saves, and layers packed by zstd, both written by skopeo."""
+    other = tmp_path / "other.tar"
+    words = ["--insecure-policy", "copy", *options, f"oci-archive:{archive}", target.format(other)]
+    subprocess.run(["skopeo", *words], check=True, capture_output=True, timeout=60)
+    found = []
+    for number, path in enumerate((archive, other)):
+        work = tmp_path / f"work-{number}"
+        work.mkdir()
+        container = merge_container(path, work / "merged.tar", {}, work)
+        found.append((container, (work / "merged.tar").read_bytes()))
+    assert found[0] == found[1]
+    assert other.read_bytes() != archive.read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import configparser
 import io
 import subprocess
 from pathlib import Path
@@ -51,19 +51,36 @@ def test_no_cloud(agent: Path) -> None:
 
 
 def test_cernvm_reads_user_data_from_context_sh(agent: Path) -> None:
+    """CernVM's documentation, "Preparing a User-Data CD-ROM Image": these two lines, the data in base64."""
     _, files = files_of(context_iso(agent, None))
     assert "config.json" not in files and "prolog.sh" in files
-    shell = ["sh", "-c", 'eval "$(cat)"; printf %s "$EC2_USER_DATA"']
+    shell = ["sh", "-c", '. /dev/stdin; printf "%s\\n%s" "$ONE_CONTEXT_PATH" "$EC2_USER_DATA"']
     done = subprocess.run(shell, input=files["context.sh"], capture_output=True, check=True)
-    assert base64.b64decode(done.stdout, validate=True) == amiconfig_user_data()
+    place, data = done.stdout.split(b"\n")
+    assert place == b"/var/lib/amiconfig"
+    # `echo $EC2_USER_DATA | base64 -di`, says amiconfig's hepix_functions.
+    done = subprocess.run(["base64", "-di"], input=data + b"\n", capture_output=True, check=True)
+    assert done.stdout == amiconfig_user_data()
+    assert is_a_script(files["context.sh"]) and is_a_script(files["prolog.sh"])
 
 
-def test_amiconfig_sections_after_the_script() -> None:
-    data = amiconfig_user_data()
+def test_amiconfig_takes_the_script_and_then_the_sections() -> None:
+    """The same, "Contextualization scripts": `#!` with /bin/sh.after, an exit statement at its end, then the options.
+
+    amiconfig.sh leaves out blank lines, and takes what is between `#!.*sh.*after` and the first line with `exit`.
+    """
+    data = amiconfig_user_data().decode("ascii")
     assert len(data) <= MOST_USER_DATA
-    script, _, sections = data.partition(b"\nexit 0\n")
-    assert script.startswith(b"#!/bin/sh.after\n") and is_a_script(script)
-    assert sections.split() == [b"[amiconfig]", b"plugins=cernvm", b"[cernvm]"]
+    lines = [line for line in data.splitlines() if line.strip(" ")]
+    assert lines[0] == "#!/bin/sh.after"
+    end = next(number for number, line in enumerate(lines) if line.startswith("exit"))
+    script, rest = lines[: end + 1], lines[end + 1 :]
+    assert script[-1] == "exit 0" and not [line for line in lines[1:] if "#!" in line]
+    assert any("agent.pyz --install" in line for line in script)
+    assert is_a_script("\n".join(script).encode())
+    options = configparser.ConfigParser()
+    options.read_string("\n".join(rest))
+    assert options["amiconfig"]["plugins"] == "cernvm" and options.has_section("cernvm")
 
 
 def test_an_agent_with_its_own_python(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ import gzip
 import hashlib
 import io
 import json
+import random
+import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +36,46 @@ def layer(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
     return out.getvalue()
 
 
-def saved(place: Path, *layers: bytes, **config: Any) -> Path:
-    """An OCI archive."""
-    blobs: dict[str, bytes] = {}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": lambda content: content,
+    "gzip": lambda content: gzip.compress(content, mtime=0),
+    "zstd": lambda content: subprocess.run(["zstd", "-q", "-c"], input=content, capture_output=True, check=True).stdout,
+}
+
+
+def saved(place: Path, *layers: bytes, form: str = "oci-gzip", **config: Any) -> Path:
+    """An OCI archive, or a `docker save` file as Docker wrote it until it had both in one ("docker-plain")."""
+    kind, _, how = form.partition("-")
+    packed = [PACKERS[how](each) for each in layers]
+    ids = [f"sha256:{hashlib.sha256(each).hexdigest()}" for each in layers]
+    described = {"architecture": "amd64", "config": config, "rootfs": {"type": "layers", "diff_ids": ids}}
+    files: dict[str, bytes] = {}
 
     def blob(content: bytes) -> dict[str, Any]:
         digest = hashlib.sha256(content).hexdigest()
-        blobs[f"blobs/sha256/{digest}"] = content
+        files[f"blobs/sha256/{digest}"] = content
         return {"digest": f"sha256:{digest}", "size": len(content)}
 
-    ids = [f"sha256:{hashlib.sha256(each).hexdigest()}" for each in layers]
-    described = {"architecture": "amd64", "config": config, "rootfs": {"diff_ids": ids}}
-    manifest = {
-        "config": blob(json.dumps(described).encode()),
-        "layers": [blob(gzip.compress(each, mtime=0)) for each in layers],
-    }
-    files = {
-        "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
-        "index.json": json.dumps({"manifests": [blob(json.dumps(manifest).encode())]}).encode(),
-        **blobs,
-    }
+    if kind == "docker":
+        names = [f"{hashlib.sha256(each).hexdigest()}/layer.tar" for each in layers]
+        files = {"config.json": json.dumps(described).encode(), **dict(zip(names, packed, strict=True))}
+        words = [{"Config": "config.json", "RepoTags": ["physics:latest"], "Layers": names}]
+        files["manifest.json"] = json.dumps(words).encode()
+    else:
+        manifest = {"config": blob(json.dumps(described).encode()), "layers": [blob(each) for each in packed]}
+        files["index.json"] = json.dumps({"manifests": [blob(json.dumps(manifest).encode())]}).encode()
+        files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
     path = place / "saved.tar"
     path.write_bytes(layer(*(entry(name, content) for name, content in files.items())))
     return path
 
 
-def merge(place: Path, *layers: bytes, **config: Any) -> tuple[dict[str, tarfile.TarInfo], Container]:
+def merge(
+    place: Path, *layers: bytes, form: str = "oci-gzip", **config: Any
+) -> tuple[dict[str, tarfile.TarInfo], Container]:
     work = place / "work"
     work.mkdir()
-    found = merge_container(saved(place, *layers, **config), place / "merged.tar", {}, work)
+    found = merge_container(saved(place, *layers, form=form, **config), place / "merged.tar", {}, work)
     with tarfile.open(place / "merged.tar") as archive:
         members = {member.name.removeprefix("./"): member for member in archive}
     return {name: each for name, each in members.items() if not name.startswith("usr")}, found
@@ -74,12 +88,16 @@ def content_of(place: Path, name: str) -> bytes:
         return source.read()
 
 
-def test_later_layers_hide_earlier_ones(tmp_path: Path) -> None:
+FORMS = ["oci-plain", "oci-gzip", "oci-zstd", "docker-plain", "docker-gzip", "docker-zstd"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_later_layers_hide_earlier_ones(form: str, tmp_path: Path) -> None:
     first = layer(
         entry("a/one", b"1"), entry("a/two", b"2"), entry("b/three", b"3"), entry("b/four", b"4"), entry("c", b"old")
     )
     second = layer(entry("a/.wh.one"), entry("b/five", b"5"), entry("b/.wh..wh..opq"), entry("c", b"new"))
-    members, _ = merge(tmp_path, first, second)
+    members, _ = merge(tmp_path, first, second, form=form)
     assert {name for name in members if "/" in name} == {"a/two", "b/five"}
     assert content_of(tmp_path, "c") == b"new"
 
@@ -114,6 +132,7 @@ def test_what_its_tasks_have(tmp_path: Path) -> None:
     assert found == Container(("/run",), ("x",), {"A": "b=c"}, "/work", 5, 77)
 
 
+@pytest.mark.parametrize("form", ["oci-zstd", "docker-plain"])
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
@@ -131,10 +150,10 @@ def test_what_its_tasks_have(tmp_path: Path) -> None:
         (entry("x" * 3_000_000), "30000.. bytes about one file"),
     ],
 )
-def test_hostile_entries(tmp_path: Path, bad: tuple[tarfile.TarInfo, bytes], words: str) -> None:
+def test_hostile_entries(tmp_path: Path, bad: tuple[tarfile.TarInfo, bytes], words: str, form: str) -> None:
     good = [entry("file", b"x"), entry("loop", type=tarfile.SYMTYPE, linkname="loop")]
     with pytest.raises(HostileArchive, match=words):
-        merge(tmp_path, layer(*good), layer(bad))
+        merge(tmp_path, layer(*good), layer(bad), form=form)
 
 
 def test_a_link_leads_nowhere_but_into_the_tree(tmp_path: Path) -> None:
@@ -143,33 +162,76 @@ def test_a_link_leads_nowhere_but_into_the_tree(tmp_path: Path) -> None:
     assert "tmp/evil" in members
 
 
-def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_bombs(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vm_images.oci_archive.MOST_BYTES", 100_000)
     with pytest.raises(HostileArchive, match="unpacks to more"):
-        merge(tmp_path, layer(entry("zeros", bytes(2_000_000))))
+        merge(tmp_path, layer(entry("zeros", bytes(2_000_000))), form=form)
 
 
-def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vm_images.oci.MOST_ENTRIES", 3)
-    with pytest.raises(HostileArchive, match="more than 3 files"):
-        merge(tmp_path, layer(*(entry(f"f{number}") for number in range(5))))
+def test_a_bomb_is_told_by_its_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zstd packs noughts 30,000 to 1: what stops it is the ratio, and it is stopped while it unpacks."""
+    monkeypatch.setattr("vm_images.oci_archive.SURE_BYTES", 1 << 20)
+    with pytest.raises(HostileArchive, match="unpacks to more"):
+        merge(tmp_path, layer(entry("zeros", bytes(64 << 20))), form="oci-zstd")
+    assert max(path.stat().st_size for path in (tmp_path / "work").iterdir()) < 40 << 20
 
 
-def test_altered_layers(tmp_path: Path) -> None:
-    path = saved(tmp_path, layer(entry("a", b"1")))
+@pytest.mark.parametrize("form", ["oci-gzip", "oci-zstd", "docker-plain", "docker-zstd"])
+def test_a_layer_whose_content_is_another(form: str, tmp_path: Path) -> None:
+    """Its name in the archive proves nothing: what counts is the digest in the configuration."""
+    good, bad = layer(entry("a", b"1")), layer(entry("a", b"2"))
+    path = saved(tmp_path, good, form=form)
+    pack = PACKERS[form.partition("-")[2]]
     members = {}
     with tarfile.open(path) as archive:
         for member in archive:
             source = archive.extractfile(member)
             assert source is not None
             members[member.name] = source.read()
-    for name, content in members.items():
-        if content.startswith(b"\x1f\x8b"):
-            members[name] = gzip.compress(layer(entry("a", b"2")))
-    path.write_bytes(layer(*(entry(name, content) for name, content in members.items())))
+    changed = {name: pack(bad) if content == pack(good) else content for name, content in members.items()}
+    assert changed != members
+    path.write_bytes(layer(*(entry(name, content) for name, content in changed.items())))
     (tmp_path / "work").mkdir()
     with pytest.raises(HostileArchive, match="altered"):
         merge_container(path, tmp_path / "merged.tar", {}, tmp_path / "work")
+
+
+@pytest.mark.parametrize("how", ["gzip", "zstd"])
+def test_a_layer_that_breaks_off(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = PACKERS[how]
+    monkeypatch.setitem(PACKERS, how, lambda content: whole(content)[:-20])
+    with pytest.raises(BuildError) as caught:
+        merge(tmp_path, layer(entry("a", random.Random(1).randbytes(5000))), form=f"oci-{how}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[]",
+        b'[{"Config": "../../etc/passwd", "Layers": []}]',
+        b'[{"Config": "config.json", "Layers": ["/etc/passwd"]}]',
+        b'[{"Config": "config.json", "Layers": ["link"]}]',
+        b'[{"Config": "config.json"}]',
+        b"{",
+    ],
+)
+def test_a_docker_file_that_names_what_is_not_in_it(manifest: bytes, tmp_path: Path) -> None:
+    config = json.dumps({"rootfs": {"diff_ids": [f"sha256:{'0' * 64}"]}}).encode()
+    link = entry("link", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+    path = tmp_path / "saved.tar"
+    path.write_bytes(layer(entry("manifest.json", manifest), entry("config.json", config), link))
+    (tmp_path / "work").mkdir()
+    with pytest.raises(BuildError) as caught:
+        merge_container(path, tmp_path / "merged.tar", {}, tmp_path / "work")
+    assert "\n" not in str(caught.value)
+
+
+def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vm_images.oci.MOST_ENTRIES", 3)
+    with pytest.raises(HostileArchive, match="more than 3 files"):
+        merge(tmp_path, layer(*(entry(f"f{number}") for number in range(5))))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", layer(entry("x", b"y")), layer(entry("manifest.json", b"{}"))])
