@@ -29,5 +29,8 @@ def _one_boot(bench: Bench) -> dict[str, float]:
 
 def run() -> dict[str, float]:
     """Measure; about half a minute where VMs are emulated."""
-    rounds = with_guest(QemuHypervisor, find_image(DEFAULT_IMAGE), _one_boot, rounds=3)
+    # Without templates, from which it would be a warm start.
+    rounds = with_guest(
+        lambda reactor: QemuHypervisor(reactor, warm=False), find_image(DEFAULT_IMAGE), _one_boot, rounds=3
+    )
     return {metric: median(found[metric] for found in rounds) for metric in rounds[0]}

@@ -37,12 +37,12 @@ class Inputs:
     beacon_bytes: int = 183
     command_bytes: int = 787  # RUN, STARTED, RESULT, CONFIRM
     output_bytes: int = 647  # with 500 of a program's
-    # measured: requests of 200 B with replies, each acknowledged, 64 at a time (benchmark `broker`, busy machine)
-    activemq_requests_per_s: float = 3_700
-    rabbitmq_requests_per_s: float = 1_100
+    # measured: requests of 200 B with replies, each acknowledged, 64 at a time (benchmark `broker`, quiet machine)
+    activemq_requests_per_s: float = 13_300
+    rabbitmq_requests_per_s: float = 8_400
     # measured: benchmark `broker`, 1,000 idle clients: growth for one
-    activemq_kb_per_client: float = 550
-    rabbitmq_kb_per_client: float = 180
+    activemq_kb_per_client: float = 129
+    rabbitmq_kb_per_client: float = 206
     # measured: benchmark `scale`: from connection to HELLO's answer
     joins_per_s: float = 30
     # the protocol's own
