@@ -19,10 +19,9 @@ from common.errors import ConfigError, VMwrapperError
 
 from .content import BundleFile, Content
 from .freeze import PROGRAM
-from .launcher import DIRECTORY, POSIX, windows
+from .launcher import API_VERSION, DIRECTORY, POSIX, windows
 from .signing import PrivateKey, md5_of
 
-API_VERSION = "8.0.0"  # of BOINC's API that the wrapper's runtime speaks; without one a client makes no shared memory
 PLATFORMS = ("x86_64-pc-linux-gnu", "windows_x86_64", "x86_64-apple-darwin", "arm64-apple-darwin")
 LONGEST_NAME = 200  # of a file; clients and servers have 255 bytes for it and for what they add
 _APP = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")

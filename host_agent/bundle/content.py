@@ -103,6 +103,10 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
                     f"the name {relative.as_posix()!r} cannot be sent to clients",
                     "letters, digits and _ . + - are possible",
                 )
+        if relative.name.endswith(".sig"):
+            raise ConfigError(
+                f"the name {relative.as_posix()!r} would be taken for a signature by the project", "rename the file"
+            )
         count += 1
         if count > _MOST_FILES:
             raise ConfigError(f"{folder} has more than {_MOST_FILES} files", "pack them: <unzip_input> in job.xml")

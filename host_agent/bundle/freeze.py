@@ -23,7 +23,7 @@ PROGRAM = "vmwrapper"
 GLIBC = (2, 17)  # of the systems of 2012 and later; also that of the wheels' platform
 _RECIPE = Path(__file__).with_name("recipe.py")
 _SOURCES = Path(__file__).resolve().parents[2]
-_PACKAGES = ("common", "host_agent")
+_PACKAGES = ("common", "guest_agent", "host_agent")
 _LOCKS = (Path(__file__).with_name("bundle.lock"), _SOURCES / "lock" / "bundle.txt")
 _FREEZE_DEADLINE_S = 300.0
 
@@ -64,7 +64,7 @@ def frozen_program(cache: Cache, left_out: Collection[str] = ()) -> Path:
         this_platform(),
         lock.read_bytes(),
         *sorted(left_out),
-        *_own_sources(),
+        *own_sources(),
     ]
 
     def make(place: Path) -> None:
@@ -74,7 +74,7 @@ def frozen_program(cache: Cache, left_out: Collection[str] = ()) -> Path:
     return cache.layer("frozen", digest_of(parts), make)
 
 
-def _own_sources() -> list[bytes]:
+def own_sources() -> list[bytes]:
     """All that may be frozen of ours, names and contents."""
     found: list[bytes] = [Path(__file__).read_bytes()]
     for package in _PACKAGES:
@@ -104,6 +104,11 @@ def _freeze(place: Path, libraries: Path, left_out: Collection[str]) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     words: list[str | os.PathLike[str]] = [sys.executable, "-I", _RECIPE, place, _SOURCES, libraries, *left_out]
     run(words, "freezing the wrapper", env={"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}, timeout=_FREEZE_DEADLINE_S)
+    finish(place)
+
+
+def finish(place: Path) -> None:
+    """What is done to every frozen program, whatever it was frozen for."""
     _store(place / "lib" / "library.zip")
     shutil.rmtree(place / "share", ignore_errors=True)  # certificates: we trust those that a user names
     (place / "frozen_application_license.txt").rename(place / "LICENSE-cx_Freeze.txt")

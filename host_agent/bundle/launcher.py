@@ -18,10 +18,14 @@ from .freeze import PROGRAM
 
 EXTRA = "pip install 'vmwrapper[bundle]'"
 DIRECTORY = "vmwrapper"  # of the frozen program in the slot
+# Of BOINC's API that the wrapper's runtime speaks; without one a client makes no shared memory. Projects with an
+# old server do not read it in version.xml, but look for these letters in the main program.
+API_VERSION = "8.0.0"
+_LETTERS = f"# API_VERSION_{API_VERSION}\n"
 
 POSIX = f"""#!/bin/sh
 # BOINC starts this in a slot; the wrapper is there, with its libraries beside it.
-exec ./{DIRECTORY}/{PROGRAM} "$@"
+{_LETTERS}exec ./{DIRECTORY}/{PROGRAM} "$@"
 """.encode("ascii")
 
 
@@ -33,6 +37,6 @@ def windows() -> bytes:
         raise ConfigError("the launcher for Windows is part of distlib, which is not installed", EXTRA) from None
     end = io.BytesIO()
     with zipfile.ZipFile(end, "w") as archive:  # by which the launcher finds the line before it
-        archive.writestr(zipfile.ZipInfo("__main__.py"), b"")
+        archive.writestr(zipfile.ZipInfo("__main__.py"), _LETTERS)
     line = f"#!.\\{DIRECTORY}\\{PROGRAM}.exe {LAUNCHED}\r\n".encode("ascii")
     return program + line + end.getvalue()

@@ -5,6 +5,7 @@ python -I recipe.py TARGET SOURCES LIBRARIES [OPTIONAL PART THAT IS LEFT OUT]...
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from sysconfig import get_path
@@ -12,6 +13,8 @@ from sysconfig import get_path
 # Programs that are started by name (`host_agent/programs.py`), and modules that are named only in strings.
 PROGRAMS = ("host_agent.main", "host_agent.hypervisors.leash", "host_agent.hypervisors.fd_passing")
 INCLUDES = (*PROGRAMS, "lxml._elementpath", "encodings.idna")
+# A Windows that is itself a guest has no Python either: there the same program is the guest agent.
+ON_WINDOWS = ("guest_agent.main",)
 OPTIONAL = {
     "virtualbox": ("host_agent.hypervisors.virtualbox", "virtualbox", "vboxapi", "win32com", "pythoncom", "pywintypes"),
 }
@@ -40,17 +43,15 @@ def main(target: str, sources: str, libraries: str, *left_out: str) -> None:
     path = [libraries, sources, *(each for each in sys.path if each not in installed)]
     optional = {name for name in OPTIONAL if name not in left_out}
     schema = Path("host_agent/wrapper/job.rng")
-    includes = [*INCLUDES, *FOR_SCRIPTS.split()]
+    includes = [*INCLUDES, *FOR_SCRIPTS.split(), *(ON_WINDOWS if sys.platform == "win32" else ())]
     if "virtualbox" in optional:
         includes.append("host_agent.hypervisors.virtualbox.worker")
-    # What Python itself brings of Windows' C library; a Windows of its own need not have it.
-    runtime = [] if sys.platform != "win32" else [*Path(sys.executable).parent.glob("vcruntime140*.dll")]
     Freezer(
         [Executable(Path(sources) / "host_agent/frozen.py", target_name="vmwrapper")],
         includes=includes,
         excludes=[*EXCLUDES.split(), *(module for name in left_out for module in OPTIONAL[name])],
         bin_includes=["libz.so"],  # the one library that wheels take from the system; a small system may lack it
-        include_files=[(each, each.name) for each in runtime],
+        bin_excludes=["scintilla.dll", "perfmondata.dll", "PyISAPI_loader.dll"],  # pywin32's own programs have them
         optimize=2,
         path=path,
         target_dir=target,
@@ -59,6 +60,10 @@ def main(target: str, sources: str, libraries: str, *left_out: str) -> None:
         zip_exclude_packages=[],
         zip_includes=[(Path(sources) / schema, schema)],
     ).freeze()
+    if sys.platform == "win32":
+        # What Python brings of Windows' C library and cx_Freeze leaves out; a Windows of its own need not have it.
+        for each in Path(sys.executable).parent.glob("vcruntime140*.dll"):
+            shutil.copy(each, target)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import json
 import secrets
-import stat
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
@@ -28,19 +27,17 @@ SEED_BYTES = 32
 class HostLine:
     """QEMU connects to it, as to the monitor."""
 
-    def __init__(self, reactor: Any, place: Path) -> None:
-        self._reactor = reactor
-        self._path = place / "host.sock"
+    def __init__(self, listen: Callable[[IProtocolFactory], IListeningPort]) -> None:
+        self._listen = listen
         self._listening: IListeningPort | None = None
         self._connection: _Connection | None = None
         self._due: dict[str, Any] | None = None  # a line that waits for the connection
         self._waiters: list[Deferred[None]] = []
 
     def open(self) -> None:
-        self._path.unlink(missing_ok=True)
         factory = Factory.forProtocol(lambda: _Connection(self))
         factory.noisy = False
-        self._listening = self._reactor.listenUNIX(str(self._path), factory, mode=stat.S_IRUSR | stat.S_IWUSR)
+        self._listening = self._listen(factory)
 
     def say(self, *, restored: bool, config: str = "") -> None:
         """The guest's processors run again, or will at once."""

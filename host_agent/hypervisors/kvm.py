@@ -1,4 +1,4 @@
-"""Does KVM work here? Only a boot tells: `/dev/kvm` also opens where nested virtualisation then fails."""
+"""Do KVM, HVF or WHPX work here? Only a boot tells: `/dev/kvm` also opens where nested virtualisation then fails."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
+
+from .qemu_options import KVM
 
 DEVICE = Path("/dev/kvm")
 DEADLINE = 3.0  # seconds; where KVM works the probe ends within a tenth of one
@@ -35,15 +37,16 @@ def remedy(why_not: str) -> str:
 
 
 class KvmProbe:
-    """Asks once and remembers. `why_not()` fires with "" where KVM works, else with the reason."""
+    """Asks once and remembers. `why_not()` fires with "" where the accelerator works, else with the reason."""
 
-    def __init__(self, reactor: Any, qemu: str) -> None:
+    def __init__(self, reactor: Any, qemu: str, accelerator: tuple[str, ...] = KVM) -> None:
         self._reactor = reactor
         self._qemu = qemu
+        self._accelerator = accelerator
         self._answer: str | None = None
 
     def why_not(self) -> Deferred[str]:
-        if self._answer is None:
+        if self._answer is None and self._accelerator is KVM:
             if not DEVICE.exists():
                 self._answer = f"this host has no {DEVICE}"
             else:
@@ -63,7 +66,7 @@ class KvmProbe:
         directory = tempfile.TemporaryDirectory(prefix="vmwrapper-kvm-")
         kernel = Path(directory.name) / "probe"
         kernel.write_bytes(_probe_kernel())
-        argv = [self._qemu, "-accel", "kvm", "-cpu", "host", "-M", "q35", "-m", "16", "-nodefaults", "-no-user-config"]
+        argv = [self._qemu, *self._accelerator, "-M", "q35", "-m", "16", "-nodefaults", "-no-user-config"]
         argv += ["-display", "none", "-no-reboot", "-kernel", str(kernel)]
         argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]
         probe = _Probe(self._reactor)

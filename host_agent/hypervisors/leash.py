@@ -130,11 +130,11 @@ class Leash:
         os.read(descriptor, 4096)
         self._look()
 
-    def _look(self, options: int = os.WNOHANG) -> None:
+    def _look(self, wait: bool = False) -> None:
         """Has QEMU ended?"""
         if self._ended is not None:
             return
-        pid, status, usage = os.wait4(self._pid, options)
+        pid, status, usage = os.wait4(self._pid, 0 if wait else os.WNOHANG)
         if pid == 0:
             return
         for key in list(self._selector.get_map().values()):  # its last words
@@ -203,7 +203,7 @@ class Leash:
     def _give_up(self) -> None:
         if self._ended is None:
             os.kill(self._pid, signal.SIGKILL)
-            self._look(options=0)
+            self._look(wait=True)
         if not os.path.exists(os.path.join(self._directory, STATES)):  # noqa: PTH110, PTH118
             shutil.rmtree(self._directory, ignore_errors=True)
         shutil.rmtree(self._place, ignore_errors=True)
@@ -229,6 +229,9 @@ class Console:
                 self._file = new
         except OSError:
             pass  # the disk is full, or the directory was removed: the VM is not to suffer from it
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _send(to: socket.socket, message: dict[str, Any]) -> bool:

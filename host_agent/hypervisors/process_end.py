@@ -13,7 +13,7 @@ def process_end(reactor: Any, pid: int) -> Deferred[None]:
     """Fires when the process has ended and everything that it held is free; at once when there is none."""
     try:
         descriptor = os.pidfd_open(pid)
-    except OSError:  # it is gone; or the kernel is old, and who waits tries a little early
+    except (OSError, AttributeError):  # it is gone; or the system has no such thing, and who waits tries a little early
         return succeed(None)
     end = _End(descriptor, reactor)
     end.startReading()  # type: ignore[no-untyped-call]

@@ -9,7 +9,6 @@ kept and restored is in `qemu_machine.py`.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from typing import Any
 
@@ -23,9 +22,21 @@ from host_agent.ledger import LedgerEntry, ledger_dir, owned_by_another
 from .base import Capabilities, HypervisorError, Machine, MachineSpec, Requirement
 from .kvm import KvmProbe, remedy
 from .qemu_machine import QemuMachine
-from .qemu_options import GATEWAY, KVM, QEMU, QEMU_IMG, REMEDY, TCG, program
+from .qemu_options import (
+    ARCHITECTURE,
+    GATEWAY,
+    HARDWARE,
+    NAMES,
+    QEMU,
+    QEMU_IMG,
+    REMEDY,
+    TCG,
+    find_program,
+    program,
+)
 from .qemu_states import ZSTD, States
 from .qemu_templates import Templates
+from .qemu_wiring import WINDOWS, gateway
 
 __all__ = ["GATEWAY", "QEMU", "QemuHypervisor"]
 
@@ -37,13 +48,17 @@ class QemuHypervisor:
     """QEMU as it is installed on this host."""
 
     name = "qemu"
-    capabilities = Capabilities(save_state=True, live_snapshot=True, clone_from_template=True, adopt=True)
-    guest_gateway = GATEWAY
+    # States need descriptors that go to QEMU through its monitor's socket; Windows has no such thing.
+    capabilities = Capabilities(
+        save_state=not WINDOWS, live_snapshot=not WINDOWS, clone_from_template=not WINDOWS, adopt=not WINDOWS
+    )
+    guest_gateway = gateway()
 
     def __init__(self, reactor: Any, grace: float | None = None, warm: bool | None = None) -> None:
         self._reactor = reactor
         self._grace = _grace() if grace is None else grace
-        self._warm = os.environ.get("VMWRAPPER_WARM_START", "1") != "0" if warm is None else warm
+        wanted = os.environ.get("VMWRAPPER_WARM_START", "1") != "0" if warm is None else warm
+        self._warm = wanted and self.capabilities.clone_from_template
         self._templates = Templates(reactor)
         self._kvm: KvmProbe | None = None
 
@@ -52,8 +67,8 @@ class QemuHypervisor:
 
     async def _requirements(self) -> list[Requirement]:
         found = []
-        for name in (QEMU, QEMU_IMG, ZSTD):
-            path = shutil.which(name)
+        for name in (QEMU, QEMU_IMG, *([ZSTD] if self.capabilities.save_state else [])):
+            path = find_program(name)
             words = ""
             if path is not None:
                 output, _, status = await getProcessOutputAndValue(path, ["--version"], env=None)
@@ -63,7 +78,11 @@ class QemuHypervisor:
         if found[0].met:
             why_not = await self._accelerator()
             words = "works" if not why_not else f"cannot be used: {why_not}; VMs run emulated, about ten times slower"
-            found.append(Requirement("KVM", not why_not, words, remedy(why_not), fatal=False))
+            name = NAMES[HARDWARE].split()[-1]
+            found.append(Requirement(name, not why_not, words, remedy(why_not), fatal=False))
+        if WINDOWS:
+            words = "guests reach this computer's own services, and the internet"
+            found.append(Requirement("network", False, words, "give VMs only programs that you trust", fatal=False))
         free = psutil.virtual_memory().available // 2**20
         less = "close other programs, or give VMs less memory"
         found.append(Requirement("free memory", free >= FREE_MEMORY_MB, f"{free} MB", less, fatal=False))
@@ -71,16 +90,16 @@ class QemuHypervisor:
 
     def _accelerator(self) -> Deferred[str]:
         if self._kvm is None:
-            self._kvm = KvmProbe(self._reactor, program(QEMU))
+            self._kvm = KvmProbe(self._reactor, program(QEMU), HARDWARE)
         return self._kvm.why_not()
 
     def create(self, spec: MachineSpec) -> Deferred[Machine]:
         return Deferred.fromCoroutine(self._create(spec))
 
     async def _create(self, spec: MachineSpec) -> Machine:
-        if spec.image.architecture != platform.machine():
+        if spec.image.architecture != ARCHITECTURE:
             raise HypervisorError(
-                f"the image {spec.image.name} is for {spec.image.architecture}, this host is {platform.machine()}"
+                f"the image {spec.image.name} is for {spec.image.architecture}, this host is {ARCHITECTURE}"
             )
         program(QEMU_IMG)
         ledger = LedgerEntry(spec.instance, spec.directory)
@@ -96,7 +115,7 @@ class QemuHypervisor:
         return machine
 
     async def _best(self) -> tuple[str, ...]:
-        return KVM if not await self._accelerator() else TCG
+        return HARDWARE if not await self._accelerator() else TCG
 
     def adopt(self, spec: MachineSpec) -> Deferred[Machine | None]:
         return Deferred.fromCoroutine(self._adopt(spec))

@@ -19,16 +19,15 @@ from twisted.internet import defer
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
-from common.files import write_private
 from host_agent.ledger import LedgerEntry
 
 from .base import SAVED, Door, HypervisorError, MachineSpec, MachineState
 from .qemu_disk import TOOL_DEADLINE
 from .qemu_memory import PAUSED_DEADLINE, STATE_DEADLINE, Refused
-from .qemu_options import NETWORK, TCG, program
-from .qemu_process import QemuProcess
+from .qemu_options import NAMES, NETWORK, TCG, program
 from .qemu_states import ZSTD, Compressor, State, States, run_tool, sync
 from .qemu_vm import START_DEADLINE, QemuVm
+from .qemu_wiring import new_process
 from .qmp import QMP
 
 FINISH_POLL = 0.01  # seconds: QEMU rings no bell for it
@@ -90,11 +89,10 @@ class QemuMachine(QemuVm):
             return
         if self.state is not MachineState.DEFINED:
             raise HypervisorError(f"the VM {self.spec.name} is {self.state.value} and cannot be started")
-        how = "emulated" if self.accelerator is TCG else "with KVM"
+        how = NAMES[self.accelerator]
         if self._clone is not None and await self._start_clone(self._clone, f"from a template, {how}"):
             return
         config = self.spec.directory / CONFIG
-        write_private(config, self.spec.guest_config)
         await self._launch(how, config)
         # QEMU has read the settings; nobody else on this host needs to find the secret in them.
         config.unlink(missing_ok=True)
@@ -139,7 +137,7 @@ class QemuMachine(QemuVm):
         """Find what an earlier host agent left; False when that is nothing."""
         if not self._place.is_dir() and not self._states:
             return False
-        process = QemuProcess(self._reactor, self._place, self._ended)
+        process = new_process(self._reactor, self._place, self._ended)
         self.state = MachineState.CRASHED  # until something better is seen
         self._left = True  # nobody is told what was before
         self._process = process

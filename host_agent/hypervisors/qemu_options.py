@@ -1,7 +1,8 @@
-"""QEMU's command line. It is the same for a VM that boots and for one that is restored, or QEMU would refuse it."""
+"""QEMU's programs, and its command line: the same for a boot and for what is restored, or QEMU refuses it."""
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -9,11 +10,18 @@ from pathlib import Path
 
 from .base import HypervisorError, MachineSpec
 from .images import DiskBus, Firmware, Image
+from .qemu_wiring import CLOSED_GATEWAY, Wires
+from .qemu_words import value
 
-QEMU = f"qemu-system-{platform.machine()}"
+# As images have it; systems have names of their own for it.
+ARCHITECTURE = {"AMD64": "x86_64", "ARM64": "aarch64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+QEMU = f"qemu-system-{ARCHITECTURE}"
 QEMU_IMG = "qemu-img"
-REMEDY = "apt install qemu-system-x86 qemu-utils zstd"
-GATEWAY = "10.0.2.100"  # not the network's own gateway, 10.0.2.2, which would be the host's loopback
+REMEDY = {
+    "win32": "install QEMU: https://www.qemu.org/download/#windows",
+    "darwin": "brew install qemu zstd",
+}.get(sys.platform, "apt install qemu-system-x86 qemu-utils zstd")
+GATEWAY = CLOSED_GATEWAY  # on Unix
 OVERHEAD_MB = 1024  # 256 of them for translated code; measured: 400 in all for an idle guest, emulated
 HOST_LINE = "org.vmwrapper.host"  # the serial port through which the guest hears of pauses and restores
 
@@ -26,19 +34,25 @@ UEFI = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/edk2/ovmf/OVMF.fd"), P
 NETWORK = "net"  # QEMU's name for the guest's
 TCG = ("-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max")
 KVM = ("-accel", "kvm", "-cpu", "host")
+HVF = ("-accel", "hvf", "-cpu", "host")
+# It knows no "host"; without the second word, old versions of Windows deliver no interrupts.
+WHPX = ("-accel", "whpx,kernel-irqchip=off", "-cpu", "qemu64")
+HARDWARE = {"win32": WHPX, "darwin": HVF}.get(sys.platform, KVM)  # what drives processors that can do it
+NAMES: dict[tuple[str, ...], str] = {TCG: "emulated", KVM: "with KVM", HVF: "with HVF", WHPX: "with WHPX"}
 
 
 def command_line(
-    spec: MachineSpec, accelerator: tuple[str, ...], disk: Path, place: Path, forwards: str, config: Path | None
+    spec: MachineSpec, accelerator: tuple[str, ...], disk: Path, wires: Wires, config: Path | None
 ) -> list[str]:
-    """Everything but how it starts. `place` has the sockets; a restored guest has its `config` in its memory."""
+    """Everything but how it starts. A restored guest has its `config` in its memory."""
     image = spec.image
-    argv = [*_gentle(), *_memory_limit(spec.memory_mb), program(QEMU), "-name", _value(spec.name), *accelerator]
+    argv = [*_gentle(), *_memory_limit(spec.memory_mb), program(QEMU), "-name", value(spec.name), *accelerator]
     argv += ["-M", MACHINES[image.disk_bus], "-smp", str(spec.cpus), "-m", str(spec.memory_mb)]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     # elevateprivileges=deny or =children would forbid the setsid() with which QEMU starts the helper of a port.
-    argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"]
-    argv += ["-chardev", f"socket,id=monitor,path={_value(place / 'qmp.sock')},server=off,reconnect=1"]
+    sandbox = "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"
+    argv += ["-sandbox", sandbox] if sys.platform == "linux" else []
+    argv += ["-chardev", f"socket,id=monitor,{wires.monitor}"]
     argv += ["-mon", "chardev=monitor,mode=control"]
     argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     if image.kernel is None:
@@ -47,15 +61,15 @@ def command_line(
     else:
         argv += ["-kernel", str(image.kernel), "-append", image.cmdline]
         argv += ["-initrd", str(image.initrd)] if image.initrd is not None else []
-    argv += ["-drive", f"if=none,id=disk,format=qcow2,discard=unmap,cache=writeback,file={_value(disk)}"]
+    argv += ["-drive", f"if=none,id=disk,format=qcow2,discard=unmap,cache=writeback,file={value(disk)}"]
     argv += ["-device", f"{DISKS[image.disk_bus]},drive=disk"]
-    argv += ["-netdev", ",".join([f"user,id={NETWORK},restrict=on,ipv6=off", *([forwards] if forwards else [])])]
+    argv += ["-netdev", f"user,id={NETWORK},ipv6=off,{wires.network}"]
     argv += ["-device", f"virtio-net-pci,netdev={NETWORK},romfile=", "-device", "virtio-rng-pci"]
-    argv += ["-chardev", f"socket,id=host,path={_value(place / 'host.sock')},server=off,reconnect=1"]
+    argv += ["-chardev", f"socket,id=host,{wires.host}"]
     argv += ["-device", "virtio-serial-pci,max_ports=2", "-device", f"virtserialport,chardev=host,name={HOST_LINE}"]
     argv += ["-device", "vmgenid,guid=auto"]  # guests whose kernels know it seed their random numbers anew
     if config is not None:
-        argv += ["-fw_cfg", f"name=opt/vmwrapper/config,file={_value(config)}"]
+        argv += ["-fw_cfg", f"name=opt/vmwrapper/config,file={value(config)}"]
     return argv
 
 
@@ -66,16 +80,19 @@ def _uefi(image: Image) -> Path:
     raise HypervisorError(f"the image {image.name} needs UEFI firmware, which is not here", "apt install ovmf")
 
 
+def find_program(name: str) -> str | None:
+    """Where it is; QEMU's installer for Windows puts it on no PATH."""
+    path = os.environ.get("PATH", os.defpath)
+    if sys.platform == "win32":
+        path = os.pathsep.join([path, str(Path(os.environ.get("PROGRAMFILES", "C:\\Program Files")) / "qemu")])
+    return shutil.which(name, path=path)
+
+
 def program(name: str) -> str:
-    path = shutil.which(name)
+    path = find_program(name)
     if path is None:
         raise HypervisorError(f"this host has no {name}", REMEDY)
     return path
-
-
-def _value(text: object) -> str:
-    """A value inside one of QEMU's comma-separated options."""
-    return str(text).replace(",", ",,")
 
 
 def _memory_limit(guest_mb: int) -> list[str]:

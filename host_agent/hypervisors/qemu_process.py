@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from .leash import SOCKET
 from .process_end import process_end
 
 PROGRAM = Path(__file__).with_name("leash.py")
+KILLED = 9  # the number of SIGKILL, which Windows' Python does not name
 DEADLINE = 30.0  # seconds for the leash to start, and to answer
 TRIES_AGAIN = "Unable to connect character device"  # QEMU, while no host agent is there: no cause of its end
 
@@ -106,8 +110,12 @@ class QemuProcess:
     def _lost(self) -> None:
         self._line = None
         if self.pid is not None:
-            # It is QEMU's parent, and QEMU is killed with it; until it is gone its disk is locked.
-            how = HowItEnded(0, int(signal.SIGKILL), "its leash was killed", None)
+            # It is QEMU's parent, and QEMU is killed with it (by us, where the system does not do it); until it is gone
+            # its disk is locked.
+            if sys.platform != "linux":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+            how = HowItEnded(0, KILLED, "its leash was killed", None)
             gone = process_end(self._reactor, self.pid).addTimeout(DEADLINE, self._reactor)
             gone.addBoth(lambda _: self._end(how))
 
@@ -120,6 +128,12 @@ class QemuProcess:
     def signal(self, number: signal.Signals) -> None:
         if self._line is not None and self.pid is not None:
             self._line.say(signal=int(number))
+
+    def terminate(self) -> None:
+        self.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
 
     def share(self, share: float) -> None:
         """Of the time, that QEMU may run; 1 is no limit."""

@@ -32,6 +32,7 @@ from .qemu_machine import Clone, QemuMachine
 from .qemu_options import KVM, QEMU, command_line, program
 from .qemu_states import ZSTD, States, run_tool, sync
 from .qemu_vm import DISK
+from .qemu_wiring import Wires
 
 FORMAT = 1
 FOLDER = ".templates"
@@ -79,7 +80,7 @@ class Templates:
             said = await run_tool(self._reactor, TOOL_DEADLINE, "QEMU does not say its version", qemu, "--version")
             self._version = f"{said.splitlines()[0]} {Path(qemu).stat().st_mtime_ns}"
         nobody = attrs.evolve(spec, name="template", directory=Path("/"))
-        argv = command_line(nobody, accelerator, Path("disk"), Path("place"), "", None)
+        argv = command_line(nobody, accelerator, Path("disk"), Wires("", "", ""), None)
         parts = [FORMAT, spec.image.digest, self._version, argv, sorted(spec.services)]
         if accelerator is KVM:
             parts.append(Path("/proc/cpuinfo").read_text("utf-8").partition("\n\n")[0].partition("cpu MHz")[0])

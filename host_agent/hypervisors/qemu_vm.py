@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,19 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
+from common.files import write_private
 from host_agent.ledger import LedgerEntry
 
 from .base import HypervisorError, MachineSpec, MachineState
 from .cpu_time import CpuTime
-from .guest_ports import GuestPorts
 from .host_line import HostLine
 from .host_memory import oom_kills
 from .leash import CONSOLE, CONSOLE_BYTES
 from .qemu_disk import Disk
 from .qemu_memory import Memory
-from .qemu_options import GATEWAY, TCG, command_line
-from .qemu_process import HowItEnded, QemuProcess
+from .qemu_options import TCG, command_line
+from .qemu_process import KILLED, HowItEnded
+from .qemu_wiring import HOST_LINE, MONITOR, Process, new_process, wiring
 from .qmp import QMP
 
 START_DEADLINE = 30.0  # seconds from the start of QEMU to its first words on QMP
@@ -60,12 +60,12 @@ class QemuVm:
         self._disk = Disk(reactor, spec.directory / DISK, spec.name)
         self._memory = Memory(reactor)
         self._grace = grace
-        self._ports = GuestPorts(reactor, self._place, spec.services)
-        self._host_line = HostLine(reactor, self._place)
+        self._wiring = wiring(reactor, self._place, spec.services, lambda: self.pid)
+        self._host_line = HostLine(partial(self._wiring.listen, HOST_LINE))
         self._monitor: IListeningPort | None = None
         self._qmp: QMP | None = None
         self._ready: Deferred[None] | None = None  # QEMU answers on QMP, or has ended
-        self._process: QemuProcess | None = None
+        self._process: Process | None = None
         self._gone: list[Deferred[None]] = []
         self._one = DeferredLock()  # operations on states wait for each other
         self._busy = False  # one is under way: what QEMU says of pauses is its doing
@@ -120,14 +120,15 @@ class QemuVm:
         self._intend(MachineState.STARTING)
         self._change(MachineState.STARTING, how)
         self._listen()
-        forwards = self._ports.forwards(GATEWAY)
-        argv = command_line(self.spec, self.accelerator, self._disk.path, self._place, forwards, config)
+        if config is not None:  # now that its ports have their numbers
+            write_private(config, self._wiring.settings(self.spec.guest_config))
+        argv = command_line(self.spec, self.accelerator, self._disk.path, self._wiring.wires(), config)
         ready: Deferred[None] = Deferred()
         self._ready = ready
-        process = self._process = QemuProcess(self._reactor, self._place, self._ended)
+        process = self._process = new_process(self._reactor, self._place, self._ended)
         try:
             await process.start([*argv, *more], self.spec.directory, self._grace)
-            if self._ledger is not None and process.pid is not None and process.leash_pid is not None:
+            if self._ledger is not None and process.pid is not None:
                 self._ledger.has_process(process.pid, process.leash_pid)
             await ready.addTimeout(START_DEADLINE, self._reactor)
         except defer.TimeoutError:
@@ -147,12 +148,9 @@ class QemuVm:
         """Everything that QEMU connects to."""
         if self._monitor is not None:
             return
-        self._ports.open()
+        self._wiring.open()
         self._host_line.open()
-        path = self._place / "qmp.sock"
-        path.unlink(missing_ok=True)
-        factory = _MonitorFactory(self)
-        self._monitor = self._reactor.listenUNIX(str(path), factory, mode=stat.S_IRUSR | stat.S_IWUSR)
+        self._monitor = self._wiring.listen(MONITOR, _MonitorFactory(self))
 
     def monitor_connected(self, qmp: QMP) -> None:
         def ready(_: object) -> None:
@@ -220,7 +218,7 @@ class QemuVm:
             return MachineState.STOPPED, "the guest powered itself off"
         if self._guest_ended:
             return MachineState.CRASHED, "the guest's kernel failed or restarted"
-        if how.signal == signal.SIGKILL and oom_kills() > self._killed_for_memory:
+        if how.signal == KILLED and oom_kills() > self._killed_for_memory:
             return MachineState.CRASHED, "this computer ran out of memory, and its system ended QEMU"
         return MachineState.CRASHED, str(how)
 
@@ -272,10 +270,10 @@ class QemuVm:
         if self._qmp is not None:
             self._qmp.execute("quit").addErrback(lambda _: None)
         else:
-            self._signal(signal.SIGTERM)
+            self._terminate()
         later = [
-            self._reactor.callLater(QUIT_DEADLINE, self._signal, signal.SIGTERM),
-            self._reactor.callLater(2 * QUIT_DEADLINE, self._signal, signal.SIGKILL),
+            self._reactor.callLater(QUIT_DEADLINE, self._terminate),
+            self._reactor.callLater(2 * QUIT_DEADLINE, self._kill),
         ]
 
         def cancel(_: None) -> None:
@@ -285,9 +283,13 @@ class QemuVm:
 
         return waiter.addCallback(cancel)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _terminate(self) -> None:
         if self._process is not None:
-            self._process.signal(number)
+            self._process.terminate()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
 
     def destroy(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._destroy())
@@ -307,7 +309,7 @@ class QemuVm:
 
     async def _close(self) -> None:
         """Listen no more."""
-        await self._ports.close()
+        await self._wiring.close()
         await self._host_line.close()
         monitor, self._monitor = self._monitor, None
         if monitor is not None:

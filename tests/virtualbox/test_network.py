@@ -23,8 +23,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from host_agent.hypervisors.base import MachineSpec
+from host_agent.hypervisors.loopback_ports import ServicePorts
 from host_agent.hypervisors.virtualbox.driver import VirtualBoxHypervisor
-from host_agent.hypervisors.virtualbox.service_ports import ServicePorts
 from tests.contract.hypervisor_contract import Told
 
 from . import guest

@@ -272,7 +272,7 @@ async def test_services_of_a_host_only_guest_listen_on_that_network(make: Make, 
     spec = attrs.evolve(
         spec,
         services={61613: Factory.forProtocol(Protocol)},
-        guest_config=b'{"brokers": [["10.0.2.2", 61613]], "passcode": "only for this guest"}',
+        guest_config=b'{"brokers": [{"host": "10.0.2.2", "port": 61613}], "passcode": "only for this guest"}',
     )
     with pytest.raises(HypervisorError, match="no host-only interface vboxnet9") as caught:
         await make(VMWRAPPER_VIRTUALBOX_NETWORK="hostonly:vboxnet9").create(spec)
@@ -283,7 +283,7 @@ async def test_services_of_a_host_only_guest_listen_on_that_network(make: Make, 
         assert record is not None
         assert record.address == "127.0.0.2"
         iso = spec.directory / "config.iso"
-        assert f'[["127.0.0.2", {record.ports[61613]}]]'.encode() in iso.read_bytes()
+        assert f'{{"host": "127.0.0.2", "port": {record.ports[61613]}}}'.encode() in iso.read_bytes()
         assert iso.stat().st_mode & 0o777 == 0o600
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.2", record.ports[61613])
         connected: Any = await endpoint.connect(Factory.forProtocol(Protocol))

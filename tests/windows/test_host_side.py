@@ -81,3 +81,13 @@ def test_under_the_eyes_of_a_client(wine: Wine, check: str) -> None:
     done = wine.run(wine.argv("-m", f"tests.windows.{check}"), ROOT, deadline_s=240.0)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok: ") >= 7, done.stdout
+
+
+@pytest.mark.parametrize("driver", ["qemu", "virtualbox"])
+def test_the_drivers_of_hypervisors_without_any(wine: Wine, tmp_path: Path, driver: str) -> None:
+    """QEMU is played by a Python, VirtualBox by a stand-in of its bindings."""
+    environment = {"VMWRAPPER_RUNTIME": windows_path(tmp_path / "run")}
+    words = wine.argv("-m", f"tests.windows.check_{driver}", windows_path(tmp_path))
+    done = wine.run(words, ROOT, environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok: ") == 5, done.stdout

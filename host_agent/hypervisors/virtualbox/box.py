@@ -392,7 +392,7 @@ def _flush(*paths: str) -> None:
     """Have files on the disk, which VirtualBox itself does not see to: a power cut must not take the only snapshot."""
     for path in paths:
         if path:
-            handle = os.open(path, os.O_RDONLY)
+            handle = os.open(path, os.O_RDWR)  # Windows flushes nothing else
             try:
                 os.fsync(handle)
             finally:

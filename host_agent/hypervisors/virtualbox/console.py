@@ -1,4 +1,4 @@
-"""A guest's serial console: VirtualBox listens on a socket, its bytes go to a bounded file.
+"""A guest's serial console: VirtualBox listens on a socket, on Windows on a named pipe; its bytes go to a bounded file.
 
 VirtualBox can write a file itself, but one without an end.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +59,14 @@ class BoundedFile:
 class Console:
     """One guest's console."""
 
-    def __init__(self, reactor: Any, socket: Path, file: Path) -> None:
+    def __init__(self, reactor: Any, place: str, file: Path) -> None:
         self._reactor = reactor
-        self._socket = socket
+        self._place = place
         self._file = BoundedFile(file)
         self._connection: _Reader | None = None
         self._tries = 0
         self._next_try: IDelayedCall | None = None
+        self._pipe: PipeReader | None = None
 
     def connect(self) -> None:
         """Read from the socket until the machine ends.
@@ -71,12 +75,15 @@ class Console:
         for a guest's first words are those that explain why it does not start.
         """
         self.close()
+        if sys.platform == "win32":
+            self._pipe = PipeReader(self._reactor, self._place, self.received)
+            return
         self._tries = TRIES
         self._try()
 
     def _try(self) -> None:
         self._next_try = None
-        self._reactor.connectUNIX(str(self._socket), _Factory(self), timeout=5)
+        self._reactor.connectUNIX(self._place, _Factory(self), timeout=5)
 
     def failed(self) -> None:
         """Nobody listens there yet."""
@@ -97,6 +104,9 @@ class Console:
 
     def close(self) -> None:
         self._tries = 0
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
         if self._next_try is not None:
             self._next_try.cancel()
             self._next_try = None
@@ -107,6 +117,43 @@ class Console:
         """The last lines that have something printable on them."""
         text = _ESCAPES.sub("", self._file.tail(KEEP).decode("utf-8", "replace").replace("\r\n", "\n"))
         return "\n".join([line for line in text.splitlines() if line.strip()][-lines:]) if lines > 0 else ""
+
+
+def console_place(directory: Path, instance: str) -> str:
+    """Where VirtualBox is to listen: in the VM's private directory, or where Windows has all its pipes."""
+    return rf"\\.\pipe\vmwrapper-{instance}" if sys.platform == "win32" else str(directory / "console.sock")
+
+
+class PipeReader:
+    """Reads a named pipe in a thread of its own, which tries to open it as often as there is hope."""
+
+    def __init__(self, reactor: Any, place: str, received: Callable[[bytes], None]) -> None:
+        self._reactor = reactor
+        self._place = place
+        self._received = received
+        self._closed = threading.Event()
+        threading.Thread(target=self._read, name="console", daemon=True).start()
+
+    def _read(self) -> None:
+        for _ in range(TRIES):
+            if self._closed.wait(TRY_TICK):
+                return
+            try:
+                pipe = open(self._place, "rb", buffering=0)  # noqa: PTH123, SIM115 - no path, but a name
+            except OSError:
+                continue  # nobody listens there yet
+            with pipe:
+                while (data := pipe.read(4096)) and not self._closed.is_set():
+                    self._reactor.callFromThread(self._heard, data)
+            return
+
+    def _heard(self, data: bytes) -> None:
+        if not self._closed.is_set():
+            self._received(data)
+
+    def close(self) -> None:
+        """A thread that waits for more ends with the machine."""
+        self._closed.set()
 
 
 class _Reader(Protocol):

@@ -11,12 +11,12 @@ from twisted.internet.defer import Deferred
 from host_agent.ledger import LedgerEntry
 
 from ..base import Capabilities, HypervisorError, Machine, MachineSpec, Requirement
+from ..loopback_ports import LOOPBACK
 from .calls import Calls
 from .images import BaseDisks
 from .machine import GATEWAY, SHORT, VirtualBoxMachine
 from .record import Record
 from .requirements import requirements
-from .service_ports import LOOPBACK
 from .settings import Settings
 
 

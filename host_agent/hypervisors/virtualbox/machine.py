@@ -22,11 +22,11 @@ from host_agent.process_identity import identity_of
 
 from ..base import HypervisorError, MachineSpec, MachineState
 from ..cpu_time import CpuTime
+from ..loopback_ports import LOOPBACK, ServicePorts, tell_guest
 from .calls import LOST, Calls
 from .config_iso import config_iso
-from .console import Console
+from .console import Console, console_place
 from .record import Record
-from .service_ports import LOOPBACK, ServicePorts, tell_guest
 from .settings import Settings
 
 GATEWAY = "10.0.2.2"  # of VirtualBox's NAT
@@ -85,8 +85,8 @@ class VirtualBoxMachine:
         self._ledger = ledger
         self._record = record
         self._ports = ServicePorts(reactor, spec.services, record.address)
-        self._console_socket = ledger.path / "console.sock"
-        self._console = Console(reactor, self._console_socket, spec.directory / "console.log")
+        self._console_place = console_place(ledger.path, spec.instance)
+        self._console = Console(reactor, self._console_place, spec.directory / "console.log")
         self._one = DeferredLock()
         self._news_passed_by = False
         self._cpu_time = CpuTime()
@@ -113,7 +113,7 @@ class VirtualBoxMachine:
             base=base,
             disk=str(spec.directory / "disk.vdi"),
             iso=str(iso),
-            console=str(self._console_socket),
+            console=self._console_place,
             memory_mb=spec.memory_mb,
             cpus=spec.cpus,
             cpu_cap=settings.cpu_cap,

@@ -155,6 +155,8 @@ def _pythonic(label: str) -> str:
 
 def words(error: BaseException) -> str:
     """VirtualBox's own text for a failure, whichever layer raised it."""
+    if told := _told_by_com(error):
+        return str(told[2])
     for attribute in ("msg", "message"):
         text = getattr(error, attribute, None)
         if isinstance(text, str) and text:
@@ -164,11 +166,20 @@ def words(error: BaseException) -> str:
 
 def status(error: BaseException) -> int:
     """The result code of a failure as an unsigned number, or 0."""
+    if told := _told_by_com(error):
+        return int(told[5]) & 0xFFFFFFFF
     for attribute in ("value", "errno", "hresult"):
         code = getattr(error, attribute, None)
         if isinstance(code, int) and code != -1:
             return code & 0xFFFFFFFF
     return 0
+
+
+def _told_by_com(error: BaseException) -> tuple[Any, ...] | None:
+    """What Windows' COM error has of VirtualBox's own: its text is the third, its code the last. The error itself says
+    only that there was an exception."""
+    told = getattr(error, "excepinfo", None)
+    return told if isinstance(told, tuple) and len(told) == 6 and told[2] and told[5] else None
 
 
 # VirtualBox's service is gone: NS_ERROR_ABORT, NS_ERROR_CALL_FAILED, and what Windows says for the same.

@@ -12,7 +12,7 @@ import attrs
 from common.files import write_private
 from host_agent.process_identity import Identity, identity_of, is_alive
 
-from .service_ports import LOOPBACK
+from ..loopback_ports import LOOPBACK
 
 NAME = "virtualbox.json"
 

@@ -74,6 +74,10 @@ def test_files_that_cannot_be(folder: Path) -> None:
     with pytest.raises(VMwrapperError, match="the name 'a b' cannot be sent to clients"):
         sort_job(folder, with_image=False)
     (folder / "a b").unlink()
+    (folder / "big.sig").touch()
+    with pytest.raises(VMwrapperError, match=r"'big\.sig' would be taken for a signature"):
+        sort_job(folder, with_image=False)
+    (folder / "big.sig").unlink()
     (folder / "link").symlink_to("nowhere")
     with pytest.raises(VMwrapperError, match="a link that leads nowhere"):
         sort_job(folder, with_image=False)

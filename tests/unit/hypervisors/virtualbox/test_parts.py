@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pycdlib
 import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 
+from common.broker_link import BrokerAddress, Credentials
+from common.config import GuestConfig
 from common.errors import ConfigError
-from host_agent.hypervisors.virtualbox import differences, requirements
+from common.tls import Tls
+from host_agent.hypervisors.loopback_ports import OwnUserOnly, owner_of, tell_guest
+from host_agent.hypervisors.virtualbox import differences, pyvbox, requirements
 from host_agent.hypervisors.virtualbox.causes import CAUSES, explain
 from host_agent.hypervisors.virtualbox.config_iso import config_iso
-from host_agent.hypervisors.virtualbox.console import KEEP, LIMIT, BoundedFile
+from host_agent.hypervisors.virtualbox.console import KEEP, LIMIT, BoundedFile, Console, console_place
 from host_agent.hypervisors.virtualbox.record import Record
-from host_agent.hypervisors.virtualbox.service_ports import OwnUserOnly, owner_of, tell_guest
 from host_agent.hypervisors.virtualbox.settings import Settings
 from host_agent.process_identity import identity_of
 
@@ -52,12 +59,18 @@ def test_console_file_is_bounded_and_private(tmp_path: Path) -> None:
     assert file.tail(LIMIT) == b"x" * KEEP
 
 
-def test_guest_is_told_the_real_places() -> None:
-    config = {"brokers": [["10.0.2.2", 61613], ["example.org", 61613]], "files": "http://10.0.2.2:61614", "n": 61613}
-    told = json.loads(tell_guest(json.dumps(config).encode(), "10.0.2.2", "192.168.56.1", {61613: 40001, 61614: 40002}))
-    assert told["brokers"] == [["192.168.56.1", 40001], ["example.org", 61613]]
-    assert told["files"] == "http://192.168.56.1:40002"
-    assert told["n"] == 61613
+def test_guest_is_told_the_real_places(tmp_path: Path) -> None:
+    """The settings are those that host agents write, and guest agents read."""
+    brokers = (BrokerAddress("10.0.2.2", 61613), BrokerAddress("example.org", 61613, Tls("ca", "example.org")))
+    proxy = "http://10.0.2.2:61615"
+    config = GuestConfig("g", "h", "61613", brokers, Credentials("l", "p"), "http://10.0.2.2:61614", "s", proxy=proxy)
+    places = {61613: 40001, 61614: 40002, 61615: 40003}
+    (tmp_path / "told").write_bytes(tell_guest(config.to_json(), "10.0.2.2", "192.168.56.1", places))
+    told = GuestConfig.load(tmp_path / "told")
+    assert told.brokers == (BrokerAddress("192.168.56.1", 40001), brokers[1])
+    assert told.files == "http://192.168.56.1:40002"
+    assert told.name == "61613"
+    assert told.proxy == "http://192.168.56.1:40003"
     assert tell_guest(b"not json", "10.0.2.2", "10.0.2.2", {1: 2}) == b"not json"
 
 
@@ -74,10 +87,10 @@ def test_owner_of_a_connection() -> None:
 
 
 def test_connections_of_other_users_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from host_agent.hypervisors.virtualbox import service_ports
+    from host_agent.hypervisors import loopback_ports
 
     (tmp_path / "tcp").write_text(TABLE)
-    monkeypatch.setattr(service_ports, "SOCKETS", tmp_path / "tcp")
+    monkeypatch.setattr(loopback_ports, "SOCKETS", tmp_path / "tcp")
     monkeypatch.setattr(os, "getuid", lambda: 0)
     factory = OwnUserOnly(Factory.forProtocol(Protocol))
     assert factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 0x9C41)) is None
@@ -176,3 +189,51 @@ class TestRequirements:
         found = requirements.virtualisation(host)
         assert found.met is met
         assert words in found.found
+
+
+class ComError(Exception):
+    """As pywin32 raises it, by the same names; tests/windows has a real one."""
+
+    def __init__(self, hresult: int, strerror: str, excepinfo: tuple[object, ...] | None, argerror: None) -> None:
+        super().__init__(hresult, strerror, excepinfo, argerror)
+        self.hresult, self.strerror, self.excepinfo, self.argerror = hresult, strerror, excepinfo, argerror
+
+
+def test_an_error_of_com_is_told_with_virtualbox_s_words_and_code() -> None:
+    told = (0, "SessionMachine", "The machine is locked by a session", None, 0, -2135228409)
+    error = ComError(-2147352567, "Exception occurred.", told, None)
+    assert pyvbox.words(error) == "The machine is locked by a session"
+    assert pyvbox.status(error) == 0x80BB0007
+    gone = ComError(-2147023174, "The RPC server is unavailable.", None, None)
+    assert pyvbox.status(gone) in pyvbox.DEAD
+    assert "RPC server" in pyvbox.words(gone)
+
+
+def test_on_windows_and_macos_the_bindings_are_looked_for_where_installers_put_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VBOX_SDK_PATH", raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("VBOX_MSI_INSTALL_PATH", "D:/VirtualBox")
+    assert Path("D:/VirtualBox/sdk/install") in pyvbox._places()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert Path("/Applications/VirtualBox.app/Contents/MacOS/sdk/installer/python/vboxapi/src") in pyvbox._places()
+
+
+@ensureDeferred
+async def test_on_windows_a_console_is_a_named_pipe_that_may_not_be_there_yet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A FIFO stands for it."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert console_place(tmp_path, "g-1") == "\\\\.\\pipe\\vmwrapper-g-1"
+    console = Console(reactor, str(tmp_path / "pipe"), tmp_path / "console.log")
+    console.connect()
+    os.mkfifo(tmp_path / "pipe")
+    await deferToThread((tmp_path / "pipe").write_bytes, b"a guest's first words\r\n")
+    for _ in range(3000):
+        if console.tail(1):
+            break
+        await deferLater(reactor, 0.01)  # nothing says that a thread has handed its bytes over
+    assert console.tail(1) == "a guest's first words"
+    console.close()

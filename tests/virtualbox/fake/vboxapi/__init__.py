@@ -254,9 +254,8 @@ class Machine(Thing):
 
     def _end(self, state: str) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
             self._process.stdin.close()  # type: ignore[union-attr]
+            self._process.wait()
         self._process = None
         self._become(state)
         self.sessionState = value("SessionState", "Unlocked")

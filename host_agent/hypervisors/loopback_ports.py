@@ -1,8 +1,8 @@
 """A VM's service ports on an address of this host that its guest reaches, and the settings that tell the guest.
 
-VirtualBox's NAT cannot hand a guest's connection over as QEMU does: the service listens on a free port of the loopback
-interface, and the guest finds it at the gateway. Only processes of this user are served (a VM of another user could
-try the port as well); within one user, the guest's passcode and the tokens of copies keep VMs apart.
+VirtualBox's NAT cannot hand a guest's connection over as QEMU does (but on Windows): the service listens on a free port
+of the loopback interface, and the guest finds it at the gateway. Only processes of this user are served (a VM of
+another user could try the port as well); within one user, the guest's passcode and the tokens of copies keep VMs apart.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def tell_guest(config: bytes, gateway: str, address: str, places: Mapping[int, i
 
 def _told(value: Any, gateway: str, address: str, places: Mapping[int, int]) -> Any:
     if isinstance(value, dict):
-        return {key: _told(each, gateway, address, places) for key, each in value.items()}
+        told = {key: _told(each, gateway, address, places) for key, each in value.items()}
+        if value.get("host") == gateway and value.get("port") in places:  # as `GuestConfig` writes a broker
+            told.update(host=address, port=places[value["port"]])
+        return told
     if isinstance(value, list):
-        if len(value) == 2 and value[0] == gateway and value[1] in places:
-            return [address, places[value[1]]]
         return [_told(each, gateway, address, places) for each in value]
     if isinstance(value, str):
         for port, place in places.items():
