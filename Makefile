@@ -16,7 +16,7 @@ TEST_PACKAGES := boinc-client libboinc-app7 openssl activemq libxstream-java lib
 export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
 .PHONY: help example example-seed-2009 test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench
-.PHONY: bench-monitor bundle fuzz chaos chaos-boinc
+.PHONY: bench-monitor bundle bundle-windows fuzz chaos chaos-boinc
 .PHONY: image setup clean test-cloud-init
 .DEFAULT_GOAL := help
 
@@ -51,6 +51,12 @@ example-seed-2009: image $(VENV)/peers ## run the worker example of 2009 as its 
 bundle: image ## make a BOINC application version of the worker example, in build/bundle
 	@rm -rf $(BUILD)/bundle
 	@$(BIN)/vmctl bundle examples/worker --input worker-input.tar --project $(BUILD)/bundle $(BUNDLE_ARGS)
+
+bundle-windows: $(VENV)/peers ## the same for Windows, in build/bundle-windows: frozen under wine, without an image
+	@rm -rf $(BUILD)/bundle-windows $(BUILD)/frozen-windows
+	@$(BIN)/python -m tests.windows.frozen $(BUILD)/frozen-windows
+	@$(BIN)/vmctl bundle examples/worker --input worker-input.tar --project $(BUILD)/bundle-windows \
+	    --platform windows_x86_64 --frozen $(BUILD)/frozen-windows --no-image $(BUNDLE_ARGS)
 
 test: image $(VENV)/peers ## run all tests, with real virtual machines
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

@@ -30,7 +30,12 @@ while True:
             time.sleep(0.01)
     time.sleep(0.05)
 """
-TREE = "import subprocess, sys\nsubprocess.Popen([sys.executable, 'ticks.py', 'child'])\nsys.argv = ['', 'parent']\n"
+# In the frozen program its `sys.executable` is the wrapper, which runs a script only when it is told to.
+TREE = """import subprocess, sys
+mode = ["--vmwrapper-script"] if getattr(sys, "frozen", False) else []
+subprocess.Popen([sys.executable, *mode, "ticks.py", "child"])
+sys.argv = ["", "parent"]
+"""
 JOB = "<job_desc><task><application>./tree.py</application></task></job_desc>\n"
 NO_CONSOLE = 0x08000000
 DETACHED = 0x00000008

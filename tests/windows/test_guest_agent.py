@@ -22,7 +22,7 @@ VM = "windows"
 @pytest.fixture(scope="module")
 def agent(wine: Wine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ARGV, json.dumps({"argv": wine.argv(), "environment": wine.environment}))
+        patch.setenv(ARGV, json.dumps({"argv": wine.argv("-m", "guest_agent"), "environment": wine.environment}))
         agent = AgentProcess(tmp_path_factory.mktemp("windows"), module="tests.windows.wine_host_agent")
         agent.start()
         try:

@@ -13,13 +13,13 @@ from host_agent.main import main
 
 from .wine import windows_path
 
-ARGV = "VMWRAPPER_TEST_WINE"  # JSON: words that start Python under wine; environment included
+ARGV = "VMWRAPPER_TEST_WINE"  # JSON: words that start a guest agent under wine; environment included
 
 
 def guest_argv(wine: list[str], environment: dict[str, str]) -> list[str]:
     settings = [f"{name}={value}" for name, value in environment.items()]
     piped = [sys.executable, str(Path(__file__).with_name("piped.py"))]
-    return ["/usr/bin/env", *settings, *piped, *wine, "-m", "guest_agent"]
+    return ["/usr/bin/env", *settings, *piped, *wine]
 
 
 if __name__ == "__main__":
