@@ -41,8 +41,8 @@ def plain_boot(image: Image, folder: Path) -> float:
     disk = overlay(folder / "plain.qcow2", image.disk)
     more = ["-chardev", f"socket,id=host,path={line},server=off", "-device", "virtio-serial-pci"]
     more += ["-device", f"virtserialport,chardev=host,name={HOST_LINE}"]
-    with _listening(line) as server, _started(_argv(image, disk, *more)) as qemu:
-        _read_until(_accept(server).fileno(), b'{"waiting": true}')
+    with _listening(line) as server, _started(_argv(image, disk, *more)) as qemu, _accept(server) as guest:
+        _read_until(guest.fileno(), b'{"waiting": true}')
         return qemu.seconds()
 
 
@@ -75,8 +75,8 @@ def incoming(like: Sequence[str], disk: Path, memory: Path, folder: Path) -> tup
         _listening(folder / "qmp.sock") as server,
         _listening(folder / "host.sock"),
         _started([*argv, "-incoming", f"fd:{state.fileno()}"], state.fileno()) as qemu,
+        _accept(server) as connection,
     ):
-        connection = _accept(server)
         lines = connection.makefile("rb")
         _ask(connection, lines, "qmp_capabilities")
         while _ask(connection, lines, "query-status")["status"] == "inmigrate":
