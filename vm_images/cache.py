@@ -40,9 +40,16 @@ def digest_of(parts: Iterable[bytes | str]) -> str:
     return total.hexdigest()
 
 
+def _is_still(lock: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @attrs.frozen
 class Cache:
-    """A directory of layers. Two builders at once wait for each other rather than do the work twice."""
+    """A directory of layers. Two builders of one layer wait for each other rather than do the work twice."""
 
     root: Path
     keep: int = 3  # layers of each kind that stay, the last used ones
@@ -51,7 +58,7 @@ class Cache:
     def layer(self, kind: str, key: str, make: Callable[[Path], None], *, refresh: bool = False) -> Path:
         """The directory of layer `key`; `make` fills it when it is not there yet."""
         place = self.root / kind / key[:40]
-        with self._locked(kind):
+        with self._locked(kind, f".lock-{key[:40]}"):
             if refresh:
                 remove_tree(place)
             if place.is_dir():
@@ -67,21 +74,28 @@ class Cache:
                 raise explain_os_error(f"making the image's {kind}", error) from None
             finally:
                 remove_tree(work)
+        with self._locked(kind, ".lock"):
             self._prune(place)
         return place
 
     @contextmanager
-    def _locked(self, kind: str) -> Iterator[None]:
+    def _locked(self, kind: str, name: str) -> Iterator[None]:
+        """One lock for each layer, so that only those wait for each other who want the same one."""
+        path = self.root / kind / name
         try:
-            (self.root / kind).mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.root / kind / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if _is_still(lock, path):
+                    break
+                os.close(lock)  # the file went with an old layer while we waited
         except OSError as error:
             raise ConfigError(
                 f"the cache directory {self.root} cannot be used ({error.strerror})",
                 "choose another one with --cache or VMWRAPPER_CACHE",
             ) from None
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
@@ -93,3 +107,4 @@ class Cache:
         for number, old in enumerate(layers[self.keep :], self.keep):
             if old != newest and (number >= self.most or old.stat().st_mtime < fresh):
                 remove_tree(old)
+                old.with_name(f".lock-{old.name}").unlink(missing_ok=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def test_half_made_layer_is_no_layer(tmp_path: Path) -> None:
 
     with pytest.raises(BuildError):
         cache.layer("kind", "key", fail)
-    assert [p.name for p in (tmp_path / "kind").iterdir()] == [".lock"]
+    assert [p.name for p in (tmp_path / "kind").iterdir()] == [".lock-key"]
     assert (cache.layer("kind", "key", write) / "file").exists()
 
 
@@ -52,6 +53,40 @@ def test_oldest_layers_go(tmp_path: Path) -> None:
         os.utime(place, (age, age))
     cache.layer("kind", "d", write)
     assert sorted(p.name for p in (tmp_path / "kind").iterdir() if p.is_dir()) == ["c", "d"]
+
+
+def test_only_builders_of_the_same_layer_wait_for_each_other(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    order: list[str] = []
+
+    def other(place: Path) -> None:
+        # Made while the first is being made: with one lock for all of them this would never end.
+        maker = threading.Thread(target=cache.layer, args=("kind", "second", write), daemon=True)
+        maker.start()
+        maker.join(20)
+        assert not maker.is_alive()
+        order.append("first")
+        write(place)
+
+    cache.layer("kind", "first", other)
+    waiting = threading.Thread(target=cache.layer, args=("kind", "third", lambda place: order.append("again")))
+
+    def slow(place: Path) -> None:
+        waiting.start()
+        waiting.join(0.2)
+        order.append("third")
+        write(place)
+
+    cache.layer("kind", "third", slow)
+    waiting.join(20)
+    assert order == ["first", "third"]
+
+
+def test_a_lock_goes_with_its_layer(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, keep=1, most=1)
+    for key in "ab":
+        cache.layer("kind", key, write)
+    assert sorted(path.name for path in (tmp_path / "kind").iterdir()) == [".lock", ".lock-b", "b"]
 
 
 def test_layers_in_use_stay_up_to_a_limit(tmp_path: Path) -> None:
