@@ -26,6 +26,7 @@ NAMES = {
     "roundtrip": "a command's round trip in a QEMU guest, against qemu-guest-agent and ssh in the same guest",
     "copy": "256 MiB and 2,000 files into a VM and out of it, against scp, qemu-guest-agent, virtiofs and Chirp",
     "clones": "three clones of a template at once against one, and what a suspended VM computes",
+    "image": "the default image: its build, its size when packed, its boot in 128 MB",
     "agent_file": "the one-file guest agent: size, readiness, memory, idle CPU time",
     "monitor": "the monitor's page with 1,000 guests and 100 events a second, for a minute",
     "scale": "10, 100 and 1,000 simulated guests on one host agent, on each broker",

@@ -1,8 +1,8 @@
 """The default image: built with an empty cache, packed for sending, and started with 128 MB of memory.
 
 Goals: `build_s` 120 (from packages that are near), `packed_mb` 60, `boot_128_s` 6 where VMs are emulated; medians of
-three boots. `boot_cpu_s` is what QEMU took of the processor for a boot, which other load changes less than its time, and
-`ratio_boot_to_kernel` the boot in units of the kernel's own part of it: what init, Python and the agent add.
+three boots. `boot_cpu_s` is what QEMU took of the processor for a boot, which other load changes less than its time,
+and `ratio_boot_to_kernel` the boot in units of the kernel's own part of it: what init, Python and the agent add.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ def run() -> dict[str, float]:
 
 
 def _boot(bench: Bench) -> dict[str, float]:
-    cpu = sum(sum(each.cpu_times()[:2]) for each in psutil.Process().children(recursive=True) if each.name().startswith("qemu-system"))
+    cpu = sum(
+        sum(each.cpu_times()[:2])
+        for each in psutil.Process().children(recursive=True)
+        if each.name().startswith("qemu-system")
+    )
     found = one_boot(bench)
     return {
         "boot_128_s": found["cold_boot_s"],

@@ -57,6 +57,8 @@ def make_disk(place: Path, recipe: Recipe, debian: Path, wheels: Path, boot: Pat
             "-p",
             "--exclude=./etc/apt",
             "--exclude=./var/lib/apt",
+            # The kernel makes the devices, and root of a user namespace may not.
+            "--exclude=./dev/*",
             "-C",
             root,
         ]
