@@ -47,13 +47,13 @@ class InstantKeeper(Int32StringReceiver):
             os.write(self._runs, f"{head['id']}\n".encode())
             output = OUTPUT if head["argv"][0] == "talk" else b""
             self._held[head["id"]] = output
-            self._tell({"op": "started", "id": head["id"], "pid": os.getpid(), "account": ""})
             self._end(head["id"], 0)
         elif head["op"] == "seek" and head["id"] in self._held:
             self._tell({"op": "sought", "id": head["id"]})
             self._end(head["id"], head["stdout"])
         elif head["op"] == "forget":
-            self._held.pop(head["id"], None)
+            for command in head["ids"]:
+                self._held.pop(command, None)
 
     def _end(self, command: str, offset: int) -> None:
         output = self._held[command]
@@ -61,7 +61,7 @@ class InstantKeeper(Int32StringReceiver):
             self._tell({"op": "output", "id": command, "stream": "stdout", "offset": offset}, output[offset:])
         used = {"wall_s": 0.0, "user_s": 0.0, "system_s": 0.0, "max_rss_bytes": 0}
         end = {"outcome": "exited", "exit_code": 0, "stdout_bytes": len(output), "stderr_bytes": 0}
-        self._tell({"op": "ended", "id": command, **used, **end})
+        self._tell({"op": "ended", "id": command, "pid": os.getpid(), **used, **end})
 
     def _tell(self, head: dict[str, Any], payload: bytes = b"") -> None:
         if self.transport is not None:

@@ -38,6 +38,18 @@ class LogFormat(enum.Enum):
     JSON = "json"
 
 
+def text_of(event: LogEvent) -> str:
+    """What an event says; worked out once, for all who look at it."""
+    text = event.get("log_text")
+    if text is None:
+        try:
+            text = event["log_format"].format_map(event)  # as formatEvent, at a tenth of its cost
+        except Exception:
+            text = formatEvent(event)  # what only Twisted's own formats may have, or a value that cannot be shown
+        event["log_text"] = text
+    return str(text)
+
+
 class RotatingFile:
     """A log file of bounded size. Standard error goes there too, so that the words of a crash are not elsewhere."""
 
@@ -91,7 +103,7 @@ class LogLines:
 
     def __call__(self, event: LogEvent) -> None:
         level: Any = event.get("log_level") or LogLevel.info
-        text = formatEvent(event)
+        text = text_of(event)
         failure = event.get("log_failure")
         if failure is not None:
             full = level == LogLevel.critical or self._debug

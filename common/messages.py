@@ -2,7 +2,7 @@
 
 A message is one STOMP body: a JSON object on one line and, after the newline, an optional payload of raw bytes:
 
-    {"t":"OUTPUT","v":1,"from":"3f…","to":"a0…","seq":12,"ack":7,"command":"c-1","stream":"stdout","offset":0}\n<bytes>
+    {"t":"OUTPUT","v":2,"from":"3f…","to":"a0…","seq":12,"ack":7,"command":"c-1","stream":"stdout","offset":0}\n<bytes>
 
 `t` names the message, `v` is the protocol's version; `from`, `to`, `seq` and `ack` belong to the link
 (`link.py`): the sender's and the receiver's session, the number of this message (0: not numbered, may be lost)
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -23,7 +24,7 @@ import attrs
 
 from .errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
 
 MAX_HEAD = 256 * 1024  # bytes of the JSON line
 MAX_PAYLOAD = 256 * 1024  # bytes after it
@@ -35,7 +36,8 @@ MOST_TOLD = 16  # commands of a BEACON
 
 RUNNING, ENDED = "running", "ended"  # what HELLO says of a command
 
-_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 # --- what a field may hold -------------------------------------------------------------------------------------
@@ -50,7 +52,7 @@ def _text(limit: int = MAX_TEXT) -> Callable[[Any, Any, Any], None]:
 
 
 def _id(_: Any, field: Any, value: Any) -> None:
-    if not isinstance(value, str) or not 0 < len(value) <= 64 or not _ID_CHARACTERS.issuperset(value):
+    if not isinstance(value, str) or _ID.fullmatch(value) is None:
         raise ProtocolError(f"{field.name} must be an id of 1 to 64 letters, digits, '-' and '_'")
 
 
@@ -84,6 +86,13 @@ def _texts(_: Any, field: Any, value: Any) -> None:
         raise ProtocolError(f"{field.name} must be a list of at most {MAX_ITEMS} texts")
     for item in value:
         _text()(None, field, item)
+
+
+def _ids(_: Any, field: Any, value: Any) -> None:
+    if not isinstance(value, tuple) or len(value) > MAX_ITEMS:
+        raise ProtocolError(f"{field.name} must be a list of at most {MAX_ITEMS} ids")
+    for item in value:
+        _id(None, field, item)
 
 
 def _text_map(_: Any, field: Any, value: Any) -> None:
@@ -342,15 +351,15 @@ class CopyOut(Message):
 @_message("CONFIRM", "host", numbered=True)
 @attrs.frozen
 class Confirm(Message):
-    """The host holds the result of this command for good: the guest may forget it."""
+    """The host holds the results of these commands and copies for good: the guest may forget them."""
 
-    command: str = attrs.field(validator=_id)
+    commands: tuple[str, ...] = attrs.field(converter=_tuple, validator=_ids)
 
 
 @_message("STARTED", "guest", numbered=True)
 @attrs.frozen
 class Started(Message):
-    """The program runs, as process `pid` of the guest."""
+    """The program runs, as process `pid` of the guest. Not sent when it ended within a moment: RESULT has `pid` too."""
 
     command: str = attrs.field(validator=_id)
     pid: int = attrs.field(validator=_count)
@@ -385,7 +394,8 @@ class Result(Message):
 
     `outcome`: exited (`exit_code`), signalled (`signal`), not_started (`reason`: nothing was run),
     deadline (killed when its time was up), lost (it was started and its end is not known; `reason`).
-    Times in seconds; `stdout_bytes` and `stderr_bytes` are the whole streams' lengths.
+    Times in seconds; `stdout_bytes` and `stderr_bytes` are the whole streams' lengths; `pid` is 0 if nothing was run,
+    or if it is not known any more.
     """
 
     command: str = attrs.field(validator=_id)
@@ -399,6 +409,7 @@ class Result(Message):
     max_rss_bytes: int = attrs.field(default=0, validator=_count)
     stdout_bytes: int = attrs.field(default=0, validator=_count)
     stderr_bytes: int = attrs.field(default=0, validator=_count)
+    pid: int = attrs.field(default=0, validator=_count)
 
 
 @_message("COPIED", "guest", numbered=True)
@@ -445,7 +456,7 @@ def encode(envelope: Envelope) -> bytes:
     }
     for name in _FIELDS[type(message)]:
         head[name] = getattr(message, name)
-    line = json.dumps(head, separators=(",", ":")).encode("ascii")
+    line = _to_json(head).encode("ascii")
     if len(line) > MAX_HEAD:
         raise ProtocolError(f"{message.NAME} is too large: {len(line)} bytes, at most {MAX_HEAD}")
     payload: bytes = getattr(message, "payload", b"")
@@ -459,7 +470,7 @@ def decode(body: bytes) -> Envelope:
     if len(line) > MAX_HEAD:
         raise ProtocolError(f"a message's head is longer than {MAX_HEAD} bytes")
     try:
-        head = json.loads(line)
+        head = json.loads(line.decode())  # bytes would be searched for their encoding
     except (ValueError, RecursionError):
         raise ProtocolError("a message is not JSON") from None
     if not isinstance(head, dict):

@@ -209,8 +209,8 @@ class GuestAgent:
         self._handlers[type(message)](message)
 
     def _confirm(self, message: Confirm) -> None:
-        self._runner.confirm(message.command)
-        self._copier.confirm(message.command)
+        self._copier.confirm(message.commands)
+        self._runner.confirm(message.commands)
 
     def keeper_lost(self) -> None:
         """Without its keeper this agent is of no use: end, and let whoever supervises it start both anew."""

@@ -16,7 +16,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +71,11 @@ class Copier:
     def copy_out(self, message: CopyOut) -> None:
         self._begin(message.command, lambda: self._send(message))
 
-    def confirm(self, command: str) -> None:
-        """The host has the result."""
-        if self._copies.get(command) is not None:
-            del self._copies[command]
+    def confirm(self, copies: Sequence[str]) -> None:
+        """The host has the results."""
+        for copy in copies:
+            if self._copies.get(copy) is not None:
+                del self._copies[copy]
 
     def restored(self) -> None:
         """No connection leads anywhere any more: the copies make theirs anew at once."""

@@ -185,12 +185,13 @@ class DirectKeeper:
             program.job.resume()
 
     def _do_forget(self, head: dict[str, Any]) -> None:
-        program = self._programs.get(head["id"])
-        if program is not None and program.result is not None:
-            del self._programs[head["id"]]
-            for stream in program.streams.values():
-                stream.give_up()
-            program.job.close()
+        for command in head["ids"]:
+            program = self._programs.get(command)
+            if program is not None and program.result is not None:
+                del self._programs[command]
+                for stream in program.streams.values():
+                    stream.give_up()
+                program.job.close()
 
     def _do_quit(self, head: dict[str, Any]) -> None:
         self.end_all()
@@ -265,7 +266,7 @@ class DirectKeeper:
         if program.result is not None and program.drained and not program.told:
             program.told = True
             lengths = {f"{name}_bytes": stream.end for name, stream in program.streams.items()}
-            self._say({"op": "ended", "id": program.id, **program.result, **lengths})
+            self._say({"op": "ended", "id": program.id, "pid": program.process.pid, **program.result, **lengths})
 
     def _say(self, head: dict[str, Any], payload: bytes = b"") -> None:
         self._runner.kept(head, payload)

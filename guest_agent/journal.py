@@ -45,13 +45,17 @@ class Journal:
             self._keepers.pop(command, None)
 
     def accepted(self, command: str, keeper: str) -> None:
-        """Note a command, before it has any effect, and the keeper that is going to run it.
+        """Note a command, and the keeper that is going to run it. It may have an effect after the next `flush`.
 
         OSError: it is not noted, and must not run.
         """
-        self._log.append({"id": command, "is": "accepted", "keeper": keeper})
+        self._log.append({"id": command, "is": "accepted", "keeper": keeper}, flush=False)
         self.commands[command] = None
         self._keepers[command] = keeper
+
+    def flush(self) -> None:
+        """All that was noted survives a power cut. OSError: it may not."""
+        self._log.flush()
 
     def keeper_of(self, command: str) -> str:
         """Which keeper was going to run it."""

@@ -10,11 +10,11 @@ and for output a newline and the raw bytes. Only the standard library is importe
 
     agent → keeper   spawn  id argv env cwd stdin deadline      seek   id stdout stderr   (send again from there)
                      ack    id stream offset                    signal id signal
-                     forget id                                  quit
+                     forget ids                                 quit
     keeper → agent   state  keeper commands: [id pid account running stdout stderr]  (first, on every connection)
-                     started id pid account     refused id reason       output id stream offset + bytes
-                     sought id (what follows begins there)
-                     ended  id outcome … (after the last byte of output)
+                     started id pid account (if it runs for a moment)   refused id reason
+                     output id stream offset + bytes                    sought id (what follows begins there)
+                     ended  id pid outcome … (after the last byte of output)
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ from .children import Child, Stream, signal_name, spawn, why_not_started
 BUFFER = 1024 * 1024  # bytes of one stream that wait for the host; then the program's pipe fills and it waits
 PIECE = 64 * 1024  # bytes in one output frame
 BATCH = 0.02  # seconds: the first piece goes at once, what follows is sent together
+STARTED_AFTER = 0.1  # seconds: of a program that ends sooner, its end alone is told
 STRAGGLER_GRACE = 0.25  # seconds that a grandchild may hold the output open after the program ended
 IDLE_EXIT = 60.0  # seconds without an agent and without a running command
 MAX_FRAME = 4 * 1024 * 1024
 MAX_COMMANDS = 1024
 
 _LENGTH = struct.Struct(">I")
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def pack(head: dict[str, Any], payload: bytes = b"") -> bytes:
     """A frame for the socket between agent and keeper."""
-    line = json.dumps(head, separators=(",", ":")).encode("ascii")
+    line = _to_json(head).encode("ascii")
     body = b"%b\n%b" % (line, payload) if payload else line
     return _LENGTH.pack(len(body)) + body
 
@@ -56,7 +58,7 @@ def pack(head: dict[str, Any], payload: bytes = b"") -> bytes:
 def unpack(body: bytes) -> tuple[dict[str, Any], bytes]:
     """The contents of a frame (without its length)."""
     line, _, payload = body.partition(b"\n")
-    head: dict[str, Any] = json.loads(line)
+    head: dict[str, Any] = json.loads(line.decode())
     return head, payload
 
 
@@ -222,7 +224,11 @@ class Keeper:
             self._watch(command, stream)
         if head["deadline"] > 0:
             self._after(head["deadline"], lambda: self._deadline(command))
-        self._tell({"op": "started", "id": command_id, "pid": command.pid, "account": command.account.place})
+        self._after(STARTED_AFTER, lambda: self._tell_started(command))
+
+    def _tell_started(self, command: Child) -> None:
+        if command.running:
+            self._tell({"op": "started", "id": command.id, "pid": command.pid, "account": command.account.place})
 
     def _do_ack(self, head: dict[str, Any]) -> None:
         command = self._commands.get(head["id"])
@@ -252,12 +258,13 @@ class Keeper:
             self._kill(command, getattr(signal, f"SIG{head['signal']}"))
 
     def _do_forget(self, head: dict[str, Any]) -> None:
-        command = self._commands.get(head["id"])
-        if command is not None and not command.running:
-            for stream in command.streams.values():
-                self._close(stream)
-            command.account.close()
-            del self._commands[head["id"]]
+        for command_id in head["ids"]:
+            command = self._commands.get(command_id)
+            if command is not None and not command.running:
+                for stream in command.streams.values():
+                    self._close(stream)
+                command.account.close()
+                del self._commands[command_id]
 
     def _do_quit(self, head: dict[str, Any]) -> None:
         self._quit = True
@@ -315,7 +322,8 @@ class Keeper:
             command.result.update(outcome="exited", exit_code=os.WEXITSTATUS(status))
         for stream in command.streams.values():
             self._read(command, stream)
-        self._after(STRAGGLER_GRACE, lambda: self._drop_stragglers(command))
+        if any(stream.fd >= 0 for stream in command.streams.values()):
+            self._after(STRAGGLER_GRACE, lambda: self._drop_stragglers(command))
         self._maybe_tell_end(command)
 
     def _drop_stragglers(self, command: Child) -> None:
@@ -333,7 +341,7 @@ class Keeper:
         if command.result is not None and command.drained and not command.told and self._agent is not None:
             command.told = True
             lengths = {f"{name}_bytes": stream.end for name, stream in command.streams.items()}
-            self._tell({"op": "ended", "id": command.id, **command.result, **lengths})
+            self._tell({"op": "ended", "id": command.id, "pid": command.pid, **command.result, **lengths})
 
     # -- their output
 

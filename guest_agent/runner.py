@@ -1,7 +1,7 @@
 """The agent's side of the keeper: runs the host's commands and reports what becomes of them.
 
     ACCEPTED ──started──▶ RUNNING ──ended──▶ ENDED ──CONFIRM──▶ (forgotten)
-        └──refused────────────────────────────┘
+        └──refused, or ended within a moment───┘
 
 A command is in the journal before the keeper hears of it, and its result before the host does.
 """
@@ -11,28 +11,26 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.interfaces import IReactorTime, IReactorUNIX
-from twisted.internet.protocol import ClientFactory, connectionDone
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from twisted.protocols.basic import Int32StringReceiver
-from twisted.python.failure import Failure
 
 from common.errors import ConfigError
 from common.files import confine
 from common.link import Link
 from common.messages import ENDED, MAX_PAYLOAD, RUNNING, Output, Result, Run, Signal, Started, Usage
 
-from . import keeper
 from .accounting import Account, Used, accounts
 from .journal import Journal
+from .keeper_socket import KeeperSocket
 
 USAGE_EVERY = 0.5  # seconds between looks at a command's fraction file and CPU time
+USAGE_SHARE, USAGE_LONGEST = 0.05, 5.0  # its CPU time alone is told after so much of its run time, at most so many s
 MOST_HELD = 2048  # commands that run, or whose end the host has not confirmed
 FRACTION_MOST = 4096  # bytes that are read from the end of a fraction file
 
@@ -45,7 +43,7 @@ class State(enum.Enum):
     ENDED = "ended"
 
 
-@attrs.define
+@attrs.define(eq=False)
 class _Command:
     run: Run
     state: State = State.ACCEPTED
@@ -56,6 +54,7 @@ class _Command:
     result: Result | None = None
     last_usage: Usage | None = None
     began: float = 0.0  # by the reactor's clock; for a command of an agent before us, when we learned of it
+    usage_due: float = 0.0  # when CPU time alone is worth telling
 
 
 class KeeperConnection(Protocol):
@@ -87,6 +86,7 @@ class Runner:
         self._journal = journal
         self._link = link
         self._commands: dict[str, _Command] = {}
+        self._accepted: list[_Command] = []  # in the journal, which is going to be flushed
         self._keeper: KeeperConnection | None = None
         self._accounts = accounts()
         self._usage = LoopingCall(self._look_at_usage)
@@ -97,14 +97,23 @@ class Runner:
 
     # -- the keeper's connection
 
-    def connect(self, reactor: IReactorUNIX, path: Path, ready: Callable[[], None]) -> None:
+    def connect(self, reactor: Any, path: Path, ready: Callable[[], None]) -> None:
         """Connect to the keeper; `ready` is called when it has told what it holds. Retries while it starts."""
         if not hasattr(os, "fork"):
             from .direct import DirectKeeper
 
             DirectKeeper(reactor, self, self._accounts).begin(ready)
             return
-        reactor.connectUNIX(str(path), _KeeperFactory(self, ready, self._reactor))
+
+        def heard(head: dict[str, Any], payload: bytes) -> None:
+            if head["op"] == "state":
+                self.keeper_state(connection, head["keeper"], head["commands"])
+                ready()
+            else:
+                self.kept(head, payload)
+
+        connection = KeeperSocket(reactor, path, heard, self.keeper_lost)
+        connection.connect()
 
     def keeper_state(self, connection: KeeperConnection, keeper_id: str, commands: list[dict[str, Any]]) -> None:
         """The keeper's first words: who it is, and what it holds from before this agent was started."""
@@ -119,7 +128,7 @@ class Runner:
                 self._end(command, Result(command, "lost", reason="the guest or its agent's keeper was restarted"))
         for command, entry in held.items():
             if command not in self._journal.commands:
-                connection.tell({"op": "forget", "id": command})
+                connection.tell({"op": "forget", "ids": [command]})
                 continue
             known = self._commands.setdefault(command, _Command(Run(command, ("?",)), State.RUNNING))
             known.pid, known.kept = entry["pid"], True
@@ -152,9 +161,28 @@ class Runner:
             self._link.send(Result(message.command, "not_started", reason=refusal))
             return
         command = self._commands[message.command] = _Command(message, sending=True)
-        assert self._keeper is not None
+        self._accepted.append(command)
+        if len(self._accepted) == 1:
+            self._reactor.callLater(0, self._hand_over)  # after one flush for all that came together
+
+    def _hand_over(self) -> None:
+        """Let the keeper start what was accepted, once that is on the disk."""
+        commands, self._accepted = self._accepted, []
         try:
-            cwd = confine(self._home, message.cwd)
+            self._journal.flush()
+        except OSError as error:
+            for command in commands:
+                name = command.run.command
+                self._end(name, Result(name, "not_started", reason=_unwritten(error)))
+            return
+        for command in commands:
+            if command.state is State.ACCEPTED and self._keeper is not None:
+                self._spawn(self._keeper, command)
+
+    def _spawn(self, keeper: KeeperConnection, command: _Command) -> None:
+        message = command.run
+        try:
+            cwd = confine(self._home, message.cwd) if message.cwd else self._home
             stdin = str(confine(self._home, message.stdin)) if message.stdin else ""
             if message.fraction_file:
                 confine(self._home, message.fraction_file)
@@ -162,11 +190,11 @@ class Runner:
             self._end(message.command, Result(message.command, "not_started", reason=str(error)))
             return
         command.kept = True
-        self._keeper.tell(
+        keeper.tell(
             {
                 "op": "spawn",
-                "id": command.run.command,
-                "argv": list(message.argv),
+                "id": message.command,
+                "argv": message.argv,
                 "env": {**self._environment, **message.env},
                 "cwd": str(cwd),
                 "stdin": stdin,
@@ -175,7 +203,7 @@ class Runner:
         )
 
     def _why_not_take(self, command: str) -> str | None:
-        """Why a new command cannot be taken; None when it is in the journal."""
+        """Why a new command cannot be taken; None when it is noted in the journal."""
         if self._keeper is None:
             return "the guest's keeper is gone"
         if len(self._commands) >= MOST_HELD:
@@ -183,12 +211,14 @@ class Runner:
         try:
             self._journal.accepted(command, self.boot)
         except OSError as error:
-            return f"the guest's journal cannot be written: {error.strerror}"
+            return _unwritten(error)
         return None
 
     def _again(self, command: _Command, message: Run) -> None:
         """A RUN that we know: the host has started anew. Tell it all it lacks; run nothing."""
         command.run = message
+        if command in self._accepted:
+            return  # it is going to be started, and all of it told
         result = command.result
         if command.state is State.ENDED and result is not None:
             have = (message.have_stdout, message.have_stderr)
@@ -210,11 +240,14 @@ class Runner:
         if self._keeper is not None:
             self._keeper.tell({"op": "signal", "id": message.command, "signal": message.signal})
 
-    def confirm(self, command: str) -> None:
-        """The host has the result."""
-        if self._commands.pop(command, None) is not None and self._keeper is not None:
-            self._keeper.tell({"op": "forget", "id": command})
-        self._forget(command)
+    def confirm(self, commands: Sequence[str]) -> None:
+        """The host has the results."""
+        for command in commands:
+            if command in self._commands:
+                del self._commands[command]
+            self._forget(command)
+        if self._keeper is not None:
+            self._keeper.tell({"op": "forget", "ids": commands})
 
     def _forget(self, command: str) -> None:
         try:
@@ -242,9 +275,9 @@ class Runner:
                 self._output(command, head["stream"], head["offset"], payload)
         elif head["op"] == "started":
             command.state, command.pid, command.began = State.RUNNING, head["pid"], self._reactor.seconds()
-            self._log.info("{command}: runs as process {pid}", command=command.run.command, pid=command.pid)
             command.account = self._accounts.find(head["account"], command.pid)
             self._link.send(Started(command.run.command, command.pid))
+            self._log.info("{command}: runs as process {pid}", command=command.run.command, pid=command.pid)
             self._watch_usage()
         elif head["op"] == "sought":
             command.sending = True
@@ -274,15 +307,15 @@ class Runner:
             self._journal.ended(command, attrs.asdict(result, filter=lambda field, _: field.name != "command"))
         except OSError as error:
             self._log.warn("the end of {id} is not in the journal: {error}", id=command, error=error)
+        self._adopt_result(command, result)
+        if self._commands[command].sending:
+            self._link.send(result)
         self._log.info(
             "{command}: {outcome} {detail}",
             command=command,
             outcome=result.outcome,
             detail=result.reason or result.signal or ("" if result.exit_code is None else result.exit_code),
         )
-        self._adopt_result(command, result)
-        if self._commands[command].sending:
-            self._link.send(result)
 
     def _adopt_result(self, command: str, result: Result) -> None:
         known = self._commands.setdefault(command, _Command(Run(command, ("?",))))
@@ -304,13 +337,17 @@ class Runner:
     def _send_usage(self, command: _Command) -> None:
         if self._link.congested:
             return
+        now = self._reactor.seconds()
+        last, fraction = command.last_usage, self._fraction(command)
+        moved = fraction != (last.fraction if last else None)
+        if now < command.usage_due and not moved:
+            return
         used = command.account.used() if command.account is not None else Used()
-        last = command.last_usage
         cpu_s = max(used.cpu_s, last.cpu_s if last else 0.0)
-        usage = Usage(command.run.command, cpu_s, used.rss_bytes, self._fraction(command))
-        if last is None or usage.fraction != last.fraction or usage.cpu_s - last.cpu_s >= 0.1:
-            command.last_usage = usage
-            self._link.send(usage)
+        if last is None or moved or cpu_s - last.cpu_s >= 0.1:
+            command.usage_due = now + min(USAGE_SHARE * (now - command.began), USAGE_LONGEST)
+            command.last_usage = Usage(command.run.command, cpu_s, used.rss_bytes, fraction)
+            self._link.send(command.last_usage)
 
     def _fraction(self, command: _Command) -> float | None:
         if not command.run.fraction_file:
@@ -331,43 +368,5 @@ class Runner:
             self._keeper.tell({"op": "quit"})
 
 
-class _KeeperConnection(Int32StringReceiver):
-    MAX_LENGTH = keeper.MAX_FRAME
-
-    def __init__(self, runner: Runner, ready: Callable[[], None]) -> None:
-        self._runner = runner
-        self._ready = ready
-
-    def tell(self, head: dict[str, Any]) -> None:
-        assert self.transport is not None
-        self.transport.write(keeper.pack(head))
-
-    def stringReceived(self, string: bytes) -> None:
-        head, payload = keeper.unpack(string)
-        if head["op"] == "state":
-            self._runner.keeper_state(self, head["keeper"], head["commands"])
-            self._ready()
-        else:
-            self._runner.kept(head, payload)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._runner.keeper_lost()
-
-
-class _KeeperFactory(ClientFactory):
-    noisy = False
-    attempts = 100
-
-    def __init__(self, runner: Runner, ready: Callable[[], None], clock: IReactorTime) -> None:
-        self._runner, self._ready, self._clock = runner, ready, clock
-
-    def buildProtocol(self, addr: object) -> _KeeperConnection:
-        return _KeeperConnection(self._runner, self._ready)
-
-    def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
-        # It was forked a moment ago and may not listen yet.
-        self.attempts -= 1
-        if self.attempts:
-            self._clock.callLater(0.05, connector.connect)
-        else:
-            self._runner.keeper_lost()
+def _unwritten(error: OSError) -> str:
+    return f"the guest's journal cannot be written: {error.strerror}"

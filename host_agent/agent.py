@@ -20,6 +20,7 @@ from .broker.settings import BrokerSettings
 from .checkpoints import Checkpoints
 from .chirp import Chirp
 from .commands import Commands
+from .commits import Commits
 from .control import ControlServer, Endpoint
 from .copies import Copies
 from .doctor import look
@@ -58,8 +59,9 @@ def build_host_agent(
     files = FilesService(reactor)
     agent = HostAgent(reactor, hypervisor, state, broker, stopped)
 
-    commands = Commands(reactor, state.outbox, state.output)
-    copies = Copies(files, state.outbox)
+    commits = Commits(reactor, state.outbox)
+    commands = Commands(reactor, state.outbox, commits, state.output)
+    copies = Copies(files, state.outbox, commits)
     requests = Requests(commands, copies)
     guests = Guests(reactor, broker.host, agent.send, requests, new_epoch=lambda guest: vms.keep(guest))
 
@@ -75,7 +77,7 @@ def build_host_agent(
     chirp = Chirp(reactor, chirp_tools)
     operations = Operations(reactor, vms, guests, commands, copies, agent.shut_down, chirp, looking)
     control = ControlServer(reactor, state.agent_id, operations)
-    agent.wire(guests, vms, requests, control, events)
+    agent.wire(guests, vms, requests, commits, control, events)
     agent.observation, agent.page = observation, page
     agent.operations = operations
     if external is not None and external.status:
@@ -114,9 +116,16 @@ class HostAgent:
         self._end = Once(self._shut_down)
 
     def wire(
-        self, guests: Guests, vms: VirtualMachines, requests: Requests, control: ControlServer, events: EventLog
+        self,
+        guests: Guests,
+        vms: VirtualMachines,
+        requests: Requests,
+        commits: Commits,
+        control: ControlServer,
+        events: EventLog,
     ) -> None:
         self._guests, self._vms, self._requests, self._control = guests, vms, requests, control
+        self._commits = commits
         self.events = events
 
     async def start(self, broker_deadline: float = 0.0) -> Endpoint:
@@ -205,6 +214,7 @@ class HostAgent:
     async def _shut_down(self) -> None:
         self._looking.cancel()
         for part, end in (
+            ("confirmations", self._commits.stop),
             ("virtual machines", self._end_vms),
             ("guests", self._guests.stop),
             ("status", self.status.stop if self.status is not None else None),

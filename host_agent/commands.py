@@ -25,8 +25,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from common.errors import ConfigError, ProtocolError
-from common.messages import Confirm, Message, Output, Result, Run, Signal, Started, Usage
+from common.messages import Message, Output, Result, Run, Signal, Started, Usage
 
+from .commits import Commits
 from .events import Happened
 from .guests import Guest
 from .outbox import Outbox, Record
@@ -61,6 +62,7 @@ class Command:
     ended_at: float | None = None
     usage: Usage | None = None
     result: Result | None = None
+    noted: bool = True  # it is on the disk that it was asked for, so its guest may be asked
     gap: str = ""  # why its output is not whole
     signals: list[str] = attrs.field(factory=list)  # not yet acknowledged
     watchers: list[Update] = attrs.field(factory=list, repr=False)
@@ -95,9 +97,10 @@ class Commands:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, outbox: Outbox, spools: Path) -> None:
+    def __init__(self, clock: IReactorTime, outbox: Outbox, commits: Commits, spools: Path) -> None:
         self._clock = clock
         self._outbox = outbox
+        self._commits = commits
         self._spools = spools
         self._commands: dict[str, Command] = {}
         self._ended: deque[str] = deque()  # ids, in the order in which they ended
@@ -177,8 +180,17 @@ class Commands:
             deadline_s=run.deadline_s,
             **command.about,
         )
-        self._ask(command)
+        command.noted = False
+        self._commits.after_flush(lambda failure: self._noted(command, failure))
         return command
+
+    def _noted(self, command: Command, failure: OSError | None) -> None:
+        command.noted = True
+        if failure is not None:
+            reason = f"the outbox of this host agent cannot be written: {failure.strerror}"
+            self.end(command, Result(command.id, "not_started", reason=reason))
+        if not command.ended:
+            self._ask(command)
 
     def signal(self, command: Command, name: str) -> None:
         """Send a signal to the command's processes; repeated after a restart of the guest's agent."""
@@ -187,7 +199,8 @@ class Commands:
             self._log.info(
                 "{vm} {command}: signal {signal}", event=Happened.COMMAND_SIGNAL, signal=name, **command.about
             )
-            self._send_signal(command, name)
+            if command.noted:
+                self._send_signal(command, name)
 
     def _send_signal(self, command: Command, name: str) -> None:
         def delivered() -> None:
@@ -200,12 +213,19 @@ class Commands:
     def _ask(self, command: Command) -> None:
         def delivered() -> None:
             self._outbox.delivered(command.record)
-            self._log.info("{vm} {command}: delivered", event=Happened.COMMAND_DELIVERED, **command.about)
             if command.state is State.ASKED:
                 command.state = State.RUNNING
+                # Later: a short program's RESULT has brought this acknowledgement, and says more.
+                self._clock.callLater(0, self._log_delivered, command)
 
         if command.guest is not None:
             command.guest.link.send(command.run, delivered)
+            for name in command.signals:
+                self._send_signal(command, name)
+
+    def _log_delivered(self, command: Command) -> None:
+        if not command.ended and not command.pid:
+            self._log.info("{vm} {command}: delivered", event=Happened.COMMAND_DELIVERED, **command.about)
 
     def _drop_oldest(self) -> None:
         while len(self._ended) > KEEP_ENDED:
@@ -245,20 +265,9 @@ class Commands:
         command = self._commands.get(getattr(message, "command", ""))
         if command is None or command.guest is not guest:
             if isinstance(message, Result):
-                guest.link.send(Confirm(message.command))  # of a life that we no longer know
+                self._commits.confirm(guest, message.command)  # of a life that we no longer know
         elif isinstance(message, Started):
-            command.pid = message.pid
-            command.started_at = command.started_at or time.time()
-            self._log.info(
-                "{vm} {command}: runs as process {pid}",
-                event=Happened.COMMAND_STARTED,
-                pid=message.pid,
-                latency_s=None
-                if command.record.asked_at is None
-                else max(0.0, command.started_at - command.record.asked_at),
-                **command.about,
-            )
-            command.tell("started", {"command": command.id, "pid": message.pid})
+            self._started(command, message.pid, time.time())
         elif isinstance(message, Output):
             self._output(command, message)
         elif isinstance(message, Usage):
@@ -266,8 +275,25 @@ class Commands:
             command.tell("usage", {"cpu_s": message.cpu_s, "rss_bytes": message.rss_bytes})
             if message.fraction is not None:
                 command.tell("fraction", {"fraction": message.fraction})
-        elif isinstance(message, Result) and self.end(command, message):
-            guest.link.send(Confirm(message.command))
+        elif isinstance(message, Result):
+            if message.pid and not command.pid and not command.ended:
+                self._started(command, message.pid, time.time() - message.wall_s)
+            if self.end(command, message):
+                self._commits.confirm(guest, message.command)
+
+    def _started(self, command: Command, pid: int, at: float) -> None:
+        """`at`: seconds since 1970, at most; the news took its time."""
+        command.pid = pid
+        command.started_at = command.started_at or at
+        asked_at = command.record.asked_at
+        self._log.info(
+            "{vm} {command}: runs as process {pid}",
+            event=Happened.COMMAND_STARTED,
+            pid=pid,
+            latency_s=None if asked_at is None else max(0.0, command.started_at - asked_at),
+            **command.about,
+        )
+        command.tell("started", {"command": command.id, "pid": pid})
 
     def _output(self, command: Command, message: Output) -> None:
         if command.ended or command.gap:
@@ -341,12 +367,14 @@ class Commands:
         if action is Action.STOP:
             guest.link.send(Signal(command_id, "KILL"))
         elif action is Action.CONFIRM:
-            guest.link.send(Confirm(command_id))
+            self._commits.confirm(guest, command_id)
         elif action is Action.LOST:
             reason = "the guest was restarted and has forgotten it"
             self.end(self._commands[command_id], Result(command_id, "lost", reason=reason))
         elif action in (Action.ASK, Action.RESUME):
             command = self._commands[command_id]
+            if not command.noted:
+                return  # it is going to be asked for
             command.gap = ""
             command.run = attrs.evolve(
                 command.run,
@@ -355,8 +383,6 @@ class Commands:
                 have_stderr=command.streams["stderr"].have,
             )
             self._ask(command)
-            for name in command.signals:
-                self._send_signal(command, name)
 
     def guest_gone(self, guest: Guest, reason: str) -> None:
         """The guest's VM ended: nothing of it will be heard any more."""

@@ -15,9 +15,10 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from common.errors import ConfigError, TransferError
-from common.messages import Confirm, Copied, CopyIn, CopyOut
+from common.messages import Copied, CopyIn, CopyOut
 
 from .commands import KEEP_ENDED, Update
+from .commits import Commits
 from .events import Happened
 from .files_service import FilesService, OpenCopy, new_token
 from .guests import Guest
@@ -41,6 +42,7 @@ class Copy:
     guest: Guest | None
     record: Record = attrs.field(repr=False)
     opened: OpenCopy | None = attrs.field(default=None, repr=False)
+    noted: bool = True  # it is on the disk that it was asked for, so its guest may be asked
     result: Copied | None = None
     done_bytes: int = 0
     total_bytes: int = 0
@@ -86,9 +88,10 @@ class Copies:
 
     _log = Logger()
 
-    def __init__(self, files: FilesService, outbox: Outbox) -> None:
+    def __init__(self, files: FilesService, outbox: Outbox, commits: Commits) -> None:
         self._files = files
         self._outbox = outbox
+        self._commits = commits
         self._copies: dict[str, Copy] = {}
 
     def load(self, find_guest: Callable[[str], Guest | None]) -> None:
@@ -167,8 +170,17 @@ class Copies:
         self._log.info(
             "{vm} {copy}: copy {direction} of {path}", event=Happened.COPY_ASKED, path=guest_path, **copy.about
         )
-        self._ask(copy)
+        copy.noted = False
+        self._commits.after_flush(lambda failure: self._noted(copy, failure))
         return copy
+
+    def _noted(self, copy: Copy, failure: OSError | None) -> None:
+        copy.noted = True
+        if failure is not None:
+            reason = f"the outbox of this host agent cannot be written: {failure.strerror}"
+            self._end(copy, Copied(copy.id, reason=reason))
+        if copy.result is None:
+            self._ask(copy)
 
     def _ask(self, copy: Copy) -> None:
         if copy.guest is not None:
@@ -185,7 +197,7 @@ class Copies:
         copy = self._copies.get(message.command)
         if copy is not None and copy.guest is guest and copy.result is None:
             self._end(copy, message)
-        guest.link.send(Confirm(message.command))
+        self._commits.confirm(guest, message.command)
 
     def _end(self, copy: Copy, result: Copied) -> None:
         copy.result, copy.ended_at = result, time.time()
@@ -223,8 +235,8 @@ class Copies:
     def act(self, action: Action, guest: Guest, copy_id: str) -> None:
         """As for commands, but what the guest has forgotten is asked for again, and what nobody awaits may go on."""
         if action is Action.CONFIRM:
-            guest.link.send(Confirm(copy_id))
-        elif action in (Action.ASK, Action.RESUME, Action.LOST):
+            self._commits.confirm(guest, copy_id)
+        elif action in (Action.ASK, Action.RESUME, Action.LOST) and self._copies[copy_id].noted:
             self._ask(self._copies[copy_id])
 
     def guest_gone(self, guest: Guest, reason: str) -> None:

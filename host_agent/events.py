@@ -16,12 +16,13 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.logger._interfaces import LogEvent
 from zope.interface import implementer
 
 from common.errors import VMwrapperError
 from common.link import new_session
+from common.logs import text_of
 
 MOST_EVENTS = 10_000  # kept
 MOST_IN_A_BATCH = 1000
@@ -93,7 +94,7 @@ class EventLog:
             "time": round(float(event.get("log_time", time.time())), 6),
             "event": str(getattr(name, "value", name)),
             "level": level.name,
-            "text": formatEvent(event)[:MOST_TEXT],
+            "text": text_of(event)[:MOST_TEXT],
         }
         for key, value in event.items():
             if not key.startswith("log_") and key not in _OWN_FIELDS and key not in taken:

@@ -273,6 +273,8 @@ class Operations:
             command.watchers.append(tell)
 
         def describe(result: Result) -> dict[str, Any]:
+            if result.outcome != "signalled":
+                return _describe_result(result)
             vm = self._vms.get(command.about["vm"])
             console = vm.machine.console_tail(OOM_LINES) if vm is not None and vm.machine is not None else ""
             return _describe_result(explained(result, console))

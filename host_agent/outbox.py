@@ -71,9 +71,9 @@ class Outbox:
                 record.result, record.delivered = None, bool(entry.get("delivered"))
 
     def asked(self, request: Mapping[str, Any]) -> Record:
-        """Note a request before it is sent. OSError: it is not noted, and must not be sent."""
+        """Note a request, which may be sent after the next `flush`. OSError: it is not noted, and must not be sent."""
         entry = dict(request)
-        self._log.append(entry)
+        self._log.append(entry, flush=False)
         record = self.records[entry["id"]] = Record(entry["id"], entry["guest"], entry)
         return record
 
@@ -84,9 +84,13 @@ class Outbox:
             self._log.append({"is": "delivered", "id": record.id}, flush=False)
 
     def ended(self, record: Record, result: Mapping[str, Any]) -> None:
-        """Note the end, before the guest may forget it. OSError: it is not noted."""
+        """Note the end; the guest may forget it after the next `flush`. OSError: it is not noted."""
         record.result = dict(result)
-        self._log.append({"is": "ended", "id": record.id, "result": record.result})
+        self._log.append({"is": "ended", "id": record.id, "result": record.result}, flush=False)
+
+    def flush(self) -> None:
+        """All that was noted survives a power cut. OSError: it may not."""
+        self._log.flush()
 
     def reopened(self, record: Record, *, delivered: bool) -> None:
         """The guest went back to a time when this had not ended."""

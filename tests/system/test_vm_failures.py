@@ -14,6 +14,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.task import deferLater
 
+from common import messages
 from common.messages import Result
 from host_agent import trouble, vms
 from host_agent.admission import Admission, Host
@@ -202,7 +203,7 @@ async def test_a_guest_with_another_agent_is_named_at_once(agent: HostAgent, tmp
     assert failed.value.code == "foreign_agent"
     assert str(failed.value) == (
         "The agent 0.0.1 in the image of the VM vm is of another version than this host agent: "
-        "a message speaks protocol version 0, not 1."
+        f"a message speaks protocol version 0, not {messages.VERSION}."
     )
     assert failed.value.hint == "build or fetch the image anew: vmctl image build"
 

@@ -12,7 +12,8 @@ from twisted.internet.task import Clock
 from common.broker_link import Credentials
 from common.link import Link
 from common.messages import Message, Output, Result, Run, Signal
-from host_agent.commands import DEADLINE_GRACE, Commands
+from host_agent.commands import DEADLINE_GRACE, Command, Commands
+from host_agent.commits import Commits
 from host_agent.guests import Guest, Identity
 from host_agent.outbox import Outbox
 from host_agent.reconcile import Action, HostView
@@ -43,6 +44,12 @@ class Place:
     guest: Guest
     commands: Commands
 
+    def run(self, run: Run, stdout: str = "") -> Command:
+        """As asked for, and noted on the disk."""
+        command = self.commands.run(self.guest, run, stdout)
+        self.clock.advance(0)
+        return command
+
     def result(self, command: str, **fields: Any) -> None:
         self.commands.message(self.guest, Result(command, "exited", 0, **fields))
 
@@ -54,11 +61,12 @@ def place(tmp_path: Path) -> Place:
     real: Link = as_link
     guest = Guest(Identity.new(Credentials("g", "p")), "box", real)
     (tmp_path / "spools").mkdir()
-    return Place(clock, link, guest, Commands(clock, Outbox(tmp_path / "outbox"), tmp_path / "spools"))
+    outbox = Outbox(tmp_path / "outbox")
+    return Place(clock, link, guest, Commands(clock, outbox, Commits(clock, outbox), tmp_path / "spools"))
 
 
 def test_a_guest_that_cannot_keep_a_deadline_is_not_waited_for(place: Place) -> None:
-    command = place.commands.run(place.guest, Run("c-1", ("true",), deadline_s=100))
+    command = place.run(Run("c-1", ("true",), deadline_s=100))
     place.clock.advance(100 + DEADLINE_GRACE - 1)
     assert not command.ended
     place.clock.advance(2)
@@ -68,7 +76,7 @@ def test_a_guest_that_cannot_keep_a_deadline_is_not_waited_for(place: Place) -> 
 
 
 def test_the_time_of_a_paused_vm_does_not_count_for_a_deadline(place: Place) -> None:
-    command = place.commands.run(place.guest, Run("c-1", ("true",), deadline_s=100))
+    command = place.run(Run("c-1", ("true",), deadline_s=100))
     place.clock.advance(50)
     place.guest.paused(place.clock.seconds())
     place.clock.advance(10_000)
@@ -80,7 +88,7 @@ def test_the_time_of_a_paused_vm_does_not_count_for_a_deadline(place: Place) -> 
 
 
 def test_signals_are_repeated_until_the_guest_has_them(place: Place) -> None:
-    command = place.commands.run(place.guest, Run("c-1", ("true",)))
+    command = place.run(Run("c-1", ("true",)))
     place.link.acknowledge()
     place.commands.signal(command, "TERM")
     place.commands.act(Action.RESUME, place.guest, "c-1")
@@ -91,7 +99,7 @@ def test_signals_are_repeated_until_the_guest_has_them(place: Place) -> None:
 
 
 def test_a_result_whose_output_is_not_all_there_is_no_result(place: Place) -> None:
-    command = place.commands.run(place.guest, Run("c-1", ("true",)))
+    command = place.run(Run("c-1", ("true",)))
     place.commands.message(place.guest, Output("c-1", "stdout", 0, b"abc"))
     place.result("c-1", stdout_bytes=5)
     assert command.result is not None
@@ -101,7 +109,7 @@ def test_a_result_whose_output_is_not_all_there_is_no_result(place: Place) -> No
 
 def test_views_follow_a_commands_life(place: Place) -> None:
     assert place.commands.view("c-1") is HostView.UNKNOWN
-    place.commands.run(place.guest, Run("c-1", ("true",)))
+    place.run(Run("c-1", ("true",)))
     assert place.commands.view("c-1") is HostView.ASKED
     place.link.acknowledge()
     assert place.commands.view("c-1") is HostView.DELIVERED
@@ -111,13 +119,13 @@ def test_views_follow_a_commands_life(place: Place) -> None:
 
 def test_going_back_to_a_snapshot(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    early = place.commands.run(place.guest, Run("c-early", ("true",)), str(out))
+    early = place.run(Run("c-early", ("true",)), str(out))
     place.link.acknowledge()
     place.commands.message(place.guest, Output("c-early", "stdout", 0, b"before"))
     mark = place.commands.mark(place.guest)
     place.commands.message(place.guest, Output("c-early", "stdout", 6, b" after"))
     place.result("c-early", stdout_bytes=12)
-    late = place.commands.run(place.guest, Run("c-late", ("true",)))
+    late = place.run(Run("c-late", ("true",)))
     assert place.commands.can_roll_back(mark)
     place.commands.roll_back(place.guest, mark, "back to s1", {})
     assert place.commands.view("c-early") is HostView.DELIVERED

@@ -41,7 +41,7 @@ class Wire:
 
 
 def confirms(count: int) -> list[Confirm]:
-    return [Confirm(f"c-{number}") for number in range(count)]
+    return [Confirm((f"c-{number}",)) for number in range(count)]
 
 
 def test_messages_arrive_in_order_and_are_acknowledged() -> None:
@@ -70,11 +70,11 @@ def test_at_most_a_window_is_on_its_way() -> None:
 def test_without_a_session_nothing_is_sent_and_producers_pause() -> None:
     wire = Wire()
     assert wire.host.congested
-    wire.host.send(Confirm("c-0"))
+    wire.host.send(Confirm(("c-0",)))
     wire.open()
-    wire.host.send(Confirm("c-1"))
+    wire.host.send(Confirm(("c-1",)))
     wire.carry()
-    assert wire.guest_got == [Confirm("c-1")]
+    assert wire.guest_got == [Confirm(("c-1",))]
     assert not wire.host.congested
 
 
@@ -105,26 +105,26 @@ def test_losses_repeats_and_reordering_change_nothing(seed: int, loss: float) ->
 def test_a_reconnection_sends_again_at_once() -> None:
     wire = Wire()
     wire.open()
-    wire.host.send(Confirm("c-0"))
+    wire.host.send(Confirm(("c-0",)))
     wire.to_guest.clear()  # lost with the connection
     wire.open()
     wire.carry()
-    assert wire.guest_got == [Confirm("c-0")]
+    assert wire.guest_got == [Confirm(("c-0",))]
 
 
 def test_a_new_session_of_the_peer_starts_the_numbering_anew() -> None:
     wire = Wire()
     wire.open()
-    wire.host.send(Confirm("c-old"))
+    wire.host.send(Confirm(("c-old",)))
     wire.carry()
     old, wire.to_guest[:] = list(wire.to_guest), []
     wire.guest = Link(wire.clock, "gggg2", wire.to_host.append, wire.guest_got.append)
     assert wire.host.open("gggg2")
     wire.guest.open(wire.host.session)
-    wire.host.send(Confirm("c-new"))
+    wire.host.send(Confirm(("c-new",)))
     wire.to_guest[:0] = old  # an echo of the old session
     wire.carry()
-    assert wire.guest_got == [Confirm("c-old"), Confirm("c-new")]
+    assert wire.guest_got == [Confirm(("c-old",)), Confirm(("c-new",))]
 
 
 def test_unnumbered_messages_come_as_they_come() -> None:
@@ -147,7 +147,7 @@ def test_a_fast_stream_is_acknowledged_without_waiting_for_the_timer() -> None:
 def test_a_closed_link_leaves_no_timer() -> None:
     wire = Wire()
     wire.open()
-    wire.host.send(Confirm("c-0"))
+    wire.host.send(Confirm(("c-0",)))
     wire.carry()
     wire.host.close()
     wire.guest.close()

@@ -67,7 +67,7 @@ json_values = st.recursive(
     st.dictionaries(st.sampled_from(["command", "argv", "offset", "seq"]), json_values),
 )
 def test_fields_of_any_type_are_accepted_or_refused_in_one_way(name: str, fields: dict[str, Any]) -> None:
-    body = json.dumps({"t": name, "v": 1, "from": "a", "to": "b", "seq": int(MESSAGES[name].NUMBERED), **fields})
+    body = json.dumps({"t": name, "v": 2, "from": "a", "to": "b", "seq": int(MESSAGES[name].NUMBERED), **fields})
     try:
         assert isinstance(decode(body.encode()).message, MESSAGES[name])
     except ProtocolError as error:
@@ -77,13 +77,13 @@ def test_fields_of_any_type_are_accepted_or_refused_in_one_way(name: str, fields
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b'{"t":"RUN","v":2}', "version"),
-        (b'{"t":"FORMAT","v":1}', "unknown message"),
-        (b'{"t":"PING","v":1,"nonce":"x","seq":3}', "not be numbered"),
-        (b'{"t":"RUN","v":1,"seq":0,"command":"c","argv":["x"]}', "must be numbered"),
-        (b'{"t":"RUN","v":1,"seq":1,"command":"c","argv":[]}', "argv"),
-        (b'{"t":"RUN","v":1,"seq":1,"command":"../c","argv":["x"]}', "command"),
-        (b'{"t":"PING","v":1,"nonce":"x"}\nmore', "no payload"),
+        (b'{"t":"RUN","v":3}', "version"),
+        (b'{"t":"FORMAT","v":2}', "unknown message"),
+        (b'{"t":"PING","v":2,"nonce":"x","seq":3}', "not be numbered"),
+        (b'{"t":"RUN","v":2,"seq":0,"command":"c","argv":["x"]}', "must be numbered"),
+        (b'{"t":"RUN","v":2,"seq":1,"command":"c","argv":[]}', "argv"),
+        (b'{"t":"RUN","v":2,"seq":1,"command":"../c","argv":["x"]}', "command"),
+        (b'{"t":"PING","v":2,"nonce":"x"}\nmore', "no payload"),
         (b"[" * 100_000, "not JSON"),
         (b"x" * (messages.MAX_HEAD + 5), "longer than"),
     ],
@@ -94,7 +94,7 @@ def test_a_bad_message_is_refused_with_its_reason(body: bytes, reason: str) -> N
 
 
 def test_unknown_fields_are_ignored_so_that_peers_can_differ() -> None:
-    assert decode(b'{"t":"PING","v":1,"nonce":"x","colour":"red"}').message == messages.Ping("x")
+    assert decode(b'{"t":"PING","v":2,"nonce":"x","colour":"red"}').message == messages.Ping("x")
 
 
 def test_tokens_and_payloads_do_not_show_in_logs() -> None:

@@ -57,7 +57,7 @@ def test_what_was_on_its_way_before_a_restore_is_not_listened_to() -> None:
     host.agent.broker_disconnected("restored")
     host.agent.broker_connected()
     host.tell(Ack(), ack=1)
-    host.tell(Confirm("c-1"), seq=1, ack=1)
+    host.tell(Confirm(("c-1",)), seq=1, ack=1)
     assert host.acknowledged == 0
     assert host.confirmed == []
 
@@ -68,6 +68,6 @@ def test_what_still_counts_is_heard_after_the_welcome() -> None:
     host.hears_of("c-1")
     host.agent.broker_disconnected("the network was away")
     host.welcome()
-    host.tell(Confirm("c-1"), seq=1, ack=1)
+    host.tell(Confirm(("c-1",)), seq=1, ack=1)
     assert host.acknowledged == 1
     assert len(host.confirmed) == 2  # the runner's and the copier's

@@ -180,7 +180,7 @@ def test_what_cannot_be_started_and_what_is_forgotten(keeping: Keeping) -> None:
     keeping.spawn("exit 0")
     keeping.ended()
     job: Any = keeping.keeper._programs["c"].job
-    keeping.keeper.tell({"op": "forget", "id": "c"})
+    keeping.keeper.tell({"op": "forget", "ids": ["c"]})
     keeping.reactor.run_until(lambda: job.closed)
     assert not keeping.keeper._programs
 

@@ -88,6 +88,7 @@ def test_a_command_outlives_its_agent_and_its_output_is_kept(path: Path) -> None
     second = Agent(path)
     assert [command["id"] for command in second.state["commands"]] == ["c"]
     second.say(op="seek", id="c", stdout=0, stderr=0)
+    second.hear_until("sought")  # what came before is of no account
     ended, output = second.hear_until("ended")
     assert output == b"one\ntwo\n"
     assert ended["stdout_bytes"] == len(output)
@@ -102,6 +103,7 @@ def test_what_is_acknowledged_is_not_sent_again(path: Path) -> None:
     second = Agent(path)
     assert second.state["commands"][0]["stdout"] == 4
     second.say(op="seek", id="c", stdout=4, stderr=0)
+    second.hear_until("sought")
     assert second.hear_until("ended")[1] == b"o\n"
 
 
@@ -135,3 +137,29 @@ def test_a_deadline_is_kept(path: Path) -> None:
     agent = Agent(path)
     agent.spawn("c", "sleep", "602", deadline=0.1)
     assert agent.hear_until("ended")[0]["outcome"] == "deadline"
+
+
+def test_of_a_program_that_ends_at_once_only_the_end_is_told(path: Path) -> None:
+    agent = Agent(path)
+    agent.spawn("short", "true")
+    heard = [agent.hear()[0]]
+    assert [head["op"] for head in heard] == ["ended"]
+    assert heard[0]["pid"] > 0
+    agent.spawn("long", "sh", "-c", "read x < /dev/null; sleep 1")
+    started = agent.hear()[0]
+    assert started["op"] == "started"
+    ended = agent.hear()[0]
+    assert (ended["op"], ended["pid"]) == ("ended", started["pid"])
+
+
+def test_many_are_forgotten_with_one_word(path: Path) -> None:
+    agent = Agent(path)
+    for number in range(5):
+        agent.spawn(f"c-{number}", "true")
+    for _ in range(5):
+        agent.hear_until("ended")
+    agent.spawn("running", "sleep", "603")
+    agent.hear_until("started")
+    agent.say(op="forget", ids=[*(f"c-{number}" for number in range(5)), "running"])
+    agent.socket.close()
+    assert [command["id"] for command in Agent(path).state["commands"]] == ["running"]
