@@ -1,14 +1,9 @@
-"""The way to the broker: stomp.py bridged to the reactor.
+"""The way to the broker: connections of stomp.py that live in the reactor (`reactor_connection.py`).
 
-stomp.py is a blocking library, so everything that may block happens in two threads of each connection: stomp.py's
-own receiver and our sender, which also connects, waits and connects again. The reactor only ever puts into a
-bounded queue (a full queue drops: the link above sends again) and is called back with `callFromThread`.
-
-    reactor ──send()──▶ bounded queue ──sender thread──▶ socket
-    reactor ◀─callFromThread── bounded number ◀── stomp.py's receiver thread ◀── socket
-
-Back-pressure: a broker that does not read stops the sender, then the queue fills, then the link's window
-(`link.py`) does, and the producer pauses. A reactor that is behind stops the receiver, and TCP the broker.
+Connecting may block, so a thread does it, waits between two attempts, and sleeps while a connection is in order.
+The reactor never waits: what a broker does not take is kept up to a bound, and what is beyond it is dropped (the link
+above sends again). So a broker that does not read fills that first, then the link's window (`link.py`), and the
+producer pauses; a reactor that is behind does not read, and TCP stops the broker.
 """
 
 from __future__ import annotations
@@ -19,21 +14,20 @@ import random
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from .stomp_connection import HELD_UP, StompConnection
+from .reactor_connection import ReactorConnection
+from .stomp_connection import StompConnection
 from .tls import Tls
 
 FIRST_WAIT, WAIT_FACTOR, MOST_WAIT, JITTER = 1.0, 1.5, 60.0, 0.2  # seconds between attempts
 STABLE = 5.0  # a connection that lasted so many seconds begins the waits anew
-QUEUE_MESSAGES, QUEUE_BYTES = 10_000, 16 * 1024 * 1024
-INBOX_MESSAGES, INBOX_BYTES = 512, 8 * 1024 * 1024  # received, not yet taken by the reactor
+QUEUE_BYTES = 16 * 1024 * 1024  # that the broker has not taken
 STOP_SECONDS = 5.0  # for what is queued to go out at the end
 DRAIN_SECONDS = 10.0
 
@@ -114,95 +108,6 @@ class Backoff:
         return wait
 
 
-@attrs.frozen
-class _Send:
-    destination: str
-    body: bytes
-
-
-@attrs.frozen
-class _Subscribe:
-    destination: str
-    number: int
-
-
-@attrs.frozen
-class _Unsubscribe:
-    number: int
-
-
-_Item = Union[_Send, _Subscribe, _Unsubscribe]  # not |: guests have Python 3.9
-
-
-class _Outbox:
-    """A queue between threads, bounded in messages and bytes, that can be woken."""
-
-    def __init__(self) -> None:
-        self._ready = threading.Condition()
-        self._items: deque[_Item] = deque()
-        self._bytes = 0
-        self._woken = False
-
-    def put(self, item: _Item) -> bool:
-        """Never waits; False when there is no room."""
-        size = len(item.body) if isinstance(item, _Send) else 0
-        with self._ready:
-            if len(self._items) >= QUEUE_MESSAGES or self._bytes + size > QUEUE_BYTES:
-                return False
-            self._items.append(item)
-            self._bytes += size
-            self._ready.notify()
-            return True
-
-    def get(self) -> _Item | None:
-        """The next item; None when woken and empty."""
-        with self._ready:
-            while not self._items and not self._woken:
-                self._ready.wait()
-            self._woken = False
-            if not self._items:
-                return None
-            item = self._items.popleft()
-            self._bytes -= len(item.body) if isinstance(item, _Send) else 0
-            return item
-
-    def wake(self) -> None:
-        with self._ready:
-            self._woken = True
-            self._ready.notify()
-
-    def clear(self) -> None:
-        with self._ready:
-            self._items.clear()
-            self._bytes = 0
-
-    def __len__(self) -> int:
-        with self._ready:
-            return len(self._items)
-
-
-class _Inbox:
-    """Counts what the receiver has handed over and the reactor has not taken."""
-
-    def __init__(self) -> None:
-        self._room = threading.Condition()
-        self._messages = self._bytes = 0
-
-    def enter(self, size: int, ended: threading.Event) -> None:
-        """Wait for room, unless the connection ends meanwhile."""
-        with self._room:
-            while (self._messages >= INBOX_MESSAGES or self._bytes > INBOX_BYTES) and not ended.is_set():
-                self._room.wait(0.5)
-            self._messages += 1
-            self._bytes += size
-
-    def leave(self, size: int) -> None:
-        with self._room:
-            self._messages -= 1
-            self._bytes -= size
-            self._room.notify()
-
-
 @attrs.define
 class _Drain:
     """A queue that is being emptied: everything is dropped until our own mark comes."""
@@ -237,30 +142,30 @@ class BrokerLink:
         self._drains: dict[int, _Drain] = {}
         self._events = events
         self._dialect = dialect
-        self._outbox = _Outbox()
-        self._inbox = _Inbox()
         self._stopping = threading.Event()
         self._hurry = threading.Event()  # the wait between two connections is over
-        self._connection: StompConnection | None = None
+        self._connection: ReactorConnection | None = None
         self._thread: threading.Thread | None = None
         self._stopped: Deferred[None] | None = None
         self._stop_timer: Any = None
         self.connected = False
         self.address: BrokerAddress | None = None  # the broker we are connected to, or were last
-        self.dropped = 0  # messages that found the queue full
+        self.dropped = 0  # messages for which there was no room
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
-        self._thread = threading.Thread(target=self._run, name="broker-sender", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="broker-connector", daemon=True)
         self._thread.start()
 
     def send(self, destination: str, body: bytes) -> bool:
-        """Queue a message. False when there is no connection or no room: it is lost, and the link above sends again."""
-        if not self.connected:
+        """Send a message. False when there is no connection or no room: it is lost, and the link above sends again."""
+        connection = self._connection
+        if not self.connected or connection is None:
             return False
-        if not self._outbox.put(_Send(destination, body)):
+        if connection.backlog + len(body) > QUEUE_BYTES:
             self.dropped += 1
             return False
+        connection.send(self._dialect.to_send(destination), body)
         return True
 
     def drain(self, destination: str) -> Deferred[bool]:
@@ -270,14 +175,11 @@ class BrokerLink:
         number = self._last_subscription
         mark = f"mark {secrets.token_hex(16)}".encode()
         drain = _Drain(mark, done)
-        if not (
-            self.connected
-            and self._outbox.put(_Send(destination, mark))
-            and self._outbox.put(_Subscribe(destination, number))
-        ):
+        if not self.send(destination, mark) or self._connection is None:
             done.callback(False)
             return done
         self._drains[number] = drain
+        self._connection.subscribe(self._dialect.to_subscribe(destination, self._credentials.login), number)
         drain.timer = self._reactor.callLater(DRAIN_SECONDS, self._end_drain, number, False)
         return done
 
@@ -305,83 +207,47 @@ class BrokerLink:
                 self._stopped.callback(None)
             else:
                 self._stop_timer = self._reactor.callLater(STOP_SECONDS if self.connected else 0, self._abort)
-                self._outbox.wake()
+                if self._connection is not None and self.connected:
+                    self._connection.farewell()
         return self._stopped
 
     def _abort(self) -> None:
-        """The broker does not take what is queued: end the connection under the sender's feet."""
+        """The broker does not take what it was sent, or does not answer: end the connection as it is."""
         connection = self._connection
         if connection is not None:
+            connection.fail("was left")
             connection.abort()
         # A connection that is only being made cannot be ended; its thread is of no matter to us then.
         self._stop_timer = self._reactor.callLater(1.0, self._on_stopped)
 
-    # -- everything below runs in the sender's thread
+    # -- in the thread that connects
 
     def _run(self) -> None:
         backoff, turn = Backoff(), 0
         try:
             while not self._stopping.is_set():
                 address = self._brokers[turn % len(self._brokers)]
-                connection = self._connection = StompConnection(address, self._credentials, self._receive, self._lost)
-                reason = connection.open(self._stopping) or self._subscribe_all(connection)
+                connection = ReactorConnection(self._reactor, address, self._credentials, self._receive)
+                self._connection = connection
+                reason = connection.open(self._stopping)
                 if reason:
+                    connection.close()
                     turn += 1
                     pause = turn % len(self._brokers) == 0  # after a round, not between the brokers of one
                 else:
-                    self._call(self._on_connected, address)
+                    self._call(self._on_connected, address, connection)
                     began = time.monotonic()
-                    self._pump(connection)
-                    reason = connection.reason or "stopped"
+                    connection.lost.wait()
+                    reason = connection.reason
                     pause = True  # the same broker first: it may only have been restarted
                     if time.monotonic() - began > STABLE:
                         backoff.reset()
-                connection.close()
-                if self._stopping.is_set():
-                    break
-                self._call(self._on_lost, f"the broker at {address} {reason}")
-                if pause:
+                self._call(self._on_lost, connection, f"the broker at {address} {reason}")
+                if pause and not self._stopping.is_set():
                     self._hurry.wait(backoff.next())
                 self._hurry.clear()
         finally:
-            self._connection = None
             self._call(self._on_stopped)
-
-    def _subscribe_all(self, connection: StompConnection) -> str:
-        """Subscribe to everything; returns "" or why not."""
-        try:
-            for number, destination in self._subscriptions.items():
-                connection.subscribe(self._dialect.to_subscribe(destination, self._credentials.login), number)
-        except Exception:
-            connection.fail("broke the connection")
-        return connection.reason
-
-    def _pump(self, connection: StompConnection) -> None:
-        while not connection.lost.is_set():
-            item = self._outbox.get()
-            if item is None:
-                if self._stopping.is_set():
-                    return
-                continue  # woken because the connection was lost
-            try:
-                self._put(connection, item)
-            except BlockingIOError:
-                connection.fail(HELD_UP)
-                return
-            except Exception as error:
-                connection.fail(f"broke the connection ({type(error).__name__})")
-                return
-            if self._stopping.is_set() and not len(self._outbox):
-                return
-
-    def _put(self, connection: StompConnection, item: _Item) -> None:
-        if isinstance(item, _Send):
-            connection.send(self._dialect.to_send(item.destination), item.body)
-        elif isinstance(item, _Subscribe):
-            destination = self._dialect.to_subscribe(item.destination, self._credentials.login)
-            connection.subscribe(destination, item.number)
-        else:
-            connection.unsubscribe(item.number)
 
     def _call(self, function: Any, *args: Any) -> None:
         try:
@@ -389,25 +255,21 @@ class BrokerLink:
         except RuntimeError:  # the reactor is gone; nobody listens any more
             pass
 
-    # -- in stomp.py's receiver thread
-
-    def _receive(self, connection: StompConnection, number: int, body: bytes) -> None:
-        self._inbox.enter(len(body), connection.lost)
-        self._call(self._on_message, number, body)
-
-    def _lost(self) -> None:
-        self._outbox.wake()
-
     # -- and these in the reactor's
 
-    def _on_connected(self, address: BrokerAddress) -> None:
+    def _on_connected(self, address: BrokerAddress, connection: ReactorConnection) -> None:
+        connection.begin()
+        if self._stopping.is_set():
+            connection.fail("is not needed any more")
+            return
+        for number, destination in self._subscriptions.items():
+            connection.subscribe(self._dialect.to_subscribe(destination, self._credentials.login), number)
         self.connected = True
         self.address = address
         self._log.info("connected to the broker at {address}", address=address)
         self._events.broker_connected()
 
-    def _on_message(self, number: int, body: bytes) -> None:
-        self._inbox.leave(len(body))
+    def _receive(self, connection: StompConnection, number: int, body: bytes) -> None:
         if self._stopped is not None:
             return
         drain = self._drains.get(number)
@@ -415,26 +277,33 @@ class BrokerLink:
             if body == drain.mark:
                 self._end_drain(number, True)
         elif number in self._subscriptions:
-            self._events.broker_message(self._subscriptions[number], body)
+            try:
+                self._events.broker_message(self._subscriptions[number], body)
+            except Exception:
+                self._log.failure("a message could not be handled")
 
     def _end_drain(self, number: int, empty: bool) -> None:
         drain = self._drains.pop(number)
         if drain.timer is not None and drain.timer.active():
             drain.timer.cancel()
-        self._outbox.put(_Unsubscribe(number))
+        if self._connection is not None and self.connected:
+            self._connection.unsubscribe(number)
         drain.done.callback(empty)
 
-    def _on_lost(self, reason: str) -> None:
+    def _on_lost(self, connection: ReactorConnection, reason: str) -> None:
+        connection.detach()
         self.connected = False
-        self._outbox.clear()  # what was queued for the lost connection would only arrive late and twice
+        if self._stopping.is_set():
+            return
         for number in list(self._drains):
             self._end_drain(number, False)
-        self._outbox.clear()
         self._log.warn("no connection: {reason}", reason=reason)
         self._events.broker_disconnected(reason)
 
     def _on_stopped(self) -> None:
         self.connected = False
+        if self._connection is not None:
+            self._connection.detach()
         if self._stop_timer is not None and self._stop_timer.active():
             self._stop_timer.cancel()
         if self._stopped is None:

@@ -54,15 +54,23 @@ class StompConnection(stomp.listener.ConnectionListener):  # type: ignore[misc]
         self._in_order = self._closed = False
         self.lost = threading.Event()
         self.reason = ""
-        self._stomp = Stomp(address)
+        self._stomp = self._make(address)
         self._transport = self._stomp.transport
         self._stomp.set_listener("link", self)
+
+    def _make(self, address: BrokerAddress) -> Stomp:
+        return Stomp(address)
+
+    def _login_headers(self) -> dict[str, str]:
+        return {}
 
     def open(self, stopping: threading.Event) -> str:
         """Connect and log in. Returns "" or why it could not."""
         credentials = self._credentials
         try:
-            self._stomp.connect(credentials.login, credentials.passcode, with_connect_command=True)
+            self._stomp.connect(
+                credentials.login, credentials.passcode, headers=self._login_headers(), with_connect_command=True
+            )
         except (TlsError, ConfigError) as error:
             return str(error)
         except OSError as error:
@@ -70,14 +78,20 @@ class StompConnection(stomp.listener.ConnectionListener):  # type: ignore[misc]
         except Exception as error:
             return self.reason or f"cannot be used ({type(error).__name__})"
         deadline = time.monotonic() + CONNECT_TIMEOUT
-        while not self._answered.wait(0.1):
+        if not self._await_answer(stopping, deadline):
             if stopping.is_set():
                 return "was not awaited any longer"
-            if time.monotonic() > deadline:
-                return f"accepted the connection but did not answer CONNECT within {CONNECT_TIMEOUT:.0f} s"
+            return f"accepted the connection but did not answer CONNECT within {CONNECT_TIMEOUT:.0f} s"
         if not self.lost.is_set():
             self._in_order = True
         return self.reason
+
+    def _await_answer(self, stopping: threading.Event, deadline: float) -> bool:
+        """False when there is none, in time or at all any more."""
+        while not self._answered.wait(0.1):
+            if stopping.is_set() or time.monotonic() > deadline:
+                return False
+        return True
 
     def subscribe(self, destination: str, number: int, headers: Mapping[str, str] | None = None) -> None:
         self._stomp.subscribe(destination, id=str(number), ack="auto", headers=dict(headers or {}))
@@ -162,6 +176,12 @@ class Stomp(stomp.connect.BaseConnection, stomp.protocol.Protocol12):  # type: i
         self.transport.start()
         stomp.protocol.Protocol12.connect(self, *args, **kwargs)
 
+    def escaped(self, text: str) -> str:
+        """As the value of a header."""
+        headers = {"": text}
+        self._escape_headers(headers)
+        return headers[""]
+
     def disconnect(self, receipt: str | None = None, **kwargs: Any) -> None:
         # Only sends DISCONNECT. stomp.py's own connections then wait for their threads, without a bound.
         stomp.protocol.Protocol12.disconnect(self, receipt, **kwargs)
@@ -175,7 +195,8 @@ class _Transport(stomp.transport.Transport):  # type: ignore[misc]
         super().__init__([(address.host, address.port)], vhost="/", auto_decode=False)
         self.socket: Any = None
         self._address = address
-        self._network: socket.socket | None = None
+        self.write: Callable[[bytes], None] | None = None  # who sends, if not this does
+        self.network: socket.socket | None = None
         self._aborted = False
         self._unfinished = 0  # bytes since the last whole frame
         self.tls = address.tls is not None
@@ -183,7 +204,7 @@ class _Transport(stomp.transport.Transport):  # type: ignore[misc]
 
     def attempt_connection(self) -> None:
         address = self._address
-        network = self._network = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT)
+        network = self.network = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT)
         try:
             if network.getsockname() == network.getpeername():
                 # Nobody listens there, and the system has given us that very port as our own.
@@ -216,14 +237,22 @@ class _Transport(stomp.transport.Transport):  # type: ignore[misc]
         self._unfinished = 0
         super().process_frame(frame, text)
 
+    def send(self, encoded_frame: bytes) -> None:
+        if self.write is not None:
+            self.write(encoded_frame)
+        else:
+            super().send(encoded_frame)
+
     def disconnect_socket(self) -> None:
+        if self.write is not None:
+            return  # whoever sends closes it, too
         if threading.current_thread().name.startswith("StompHeartbeat"):
             self.fault = self.fault or "fell silent (no heart-beat)"
         super().disconnect_socket()
 
     def abort(self) -> None:
         self._aborted = True
-        network = self._network
+        network = self.network
         if network is not None:
             try:
                 network.shutdown(socket.SHUT_RDWR)

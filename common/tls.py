@@ -151,6 +151,31 @@ class TlsSocket:
                 encrypted = self._outgoing.read()
             self._socket.sendall(encrypted)
 
+    # Without waiting, for who reads and writes the network by himself.
+
+    def decrypt(self, data: bytes) -> tuple[bytes, bool]:
+        """What came from the network, decrypted, and whether TLS has come to its end with it."""
+        self._incoming.write(data)
+        plain = []
+        while True:
+            try:
+                plain.append(self._tls.read(RECORD))
+            except ssl.SSLWantReadError:
+                return b"".join(plain), False
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return b"".join(plain), True
+
+    def encrypt(self, data: bytes) -> bytes:
+        """What has to go to the network so that the other end reads `data`."""
+        view = memoryview(data)
+        while view:
+            view = view[self._tls.write(view) :]
+        return self._outgoing.read()
+
+    def said(self) -> bytes:
+        """What TLS itself has to say to the other end, as for a new key."""
+        return self._outgoing.read()
+
     def getsockname(self) -> object:
         return self._socket.getsockname()
 
