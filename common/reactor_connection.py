@@ -114,7 +114,7 @@ class ReactorConnection(StompConnection):
                 return False
             try:
                 data = self._transport.receive()
-            except TimeoutError:
+            except socket.timeout:
                 continue
             except (OSError, stomp.exception.ConnectionClosedException):
                 data = b""

@@ -215,7 +215,7 @@ class Commands:
             self._outbox.delivered(command.record)
             if command.state is State.ASKED:
                 command.state = State.RUNNING
-                # Later: a short program's RESULT has brought this acknowledgement, and says more.
+                # Later: what has brought this acknowledgement, STARTED or RESULT, says more.
                 self._clock.callLater(0, self._log_delivered, command)
 
         if command.guest is not None:

@@ -73,7 +73,7 @@ class EventLog:
         self.last = 0
         self.listeners: list[Listener] = []
         self._clock = clock
-        self._events: deque[tuple[int, dict[str, Any]]] = deque(maxlen=most)  # size, event
+        self._events: deque[dict[str, Any]] = deque(maxlen=most)
         self._waiting: list[tuple[Deferred[None], IDelayedCall]] = []
 
     def start(self) -> None:
@@ -101,7 +101,7 @@ class EventLog:
                 scalar = _scalar(value)
                 if scalar is not None:
                     taken[key] = scalar
-        self._events.append((len(json.dumps(taken)), taken))
+        self._events.append(taken)
         for listener in self.listeners:
             listener(taken)
         self._wake()
@@ -117,10 +117,10 @@ class EventLog:
         """Events after `number`, at most a batch; `lost` says how many of them are kept no more."""
         batch: list[dict[str, Any]] = []
         size = 0
-        oldest = self._events[0][1]["seq"] if self._events else self.last + 1
+        oldest = self._events[0]["seq"] if self._events else self.last + 1
         first = max(number + 1, oldest)
-        for length, event in islice(self._events, first - oldest, None):
-            size += length
+        for event in islice(self._events, first - oldest, None):
+            size += len(json.dumps(event))
             if len(batch) >= MOST_IN_A_BATCH or (size > MOST_BATCH_BYTES and batch):
                 break
             batch.append(event)
@@ -129,7 +129,7 @@ class EventLog:
 
     def about(self, key: str, value: str) -> list[dict[str, Any]]:
         """All events that are kept and have this value."""
-        return [event for _, event in self._events if event.get(key) == value]
+        return [event for event in self._events if event.get(key) == value]
 
     async def wait(self, log: str, number: int, seconds: float) -> dict[str, Any]:
         """As `since`, but when nothing has happened yet wait for it. Numbers of another `log` mean nothing here;
