@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Browser
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
+from playwright.sync_api import Browser, Page
 
 from tests.brokers import RunningBroker, free_port
 from tests.system.agent_process import AgentProcess, agent_process
@@ -107,9 +108,29 @@ def test_on_a_phone(browser: Browser, agent: AgentProcess, box: Path, monitor: M
     with looking(browser, monitor.url, color_scheme=scheme) as looked:
         looked.see("box", "#guests")
         looked.page.set_viewport_size({"width": 390, "height": 800})
+        assert axe_finds(looked.page) == []
         # Nothing sticks out to the side.
         assert looked.page.evaluate("document.documentElement.scrollWidth") <= 390
         looked.keep(f"phone-{scheme}")
+
+
+def axe_finds(page: Page) -> list[str]:
+    """What axe-core, which knows the rules of WCAG 2, has against the page: roles, names, contrast, order."""
+    found = Axe().run(page).response["violations"]
+    return [f"{each['id']}: {node['html'][:200]}" for each in found for node in each["nodes"]]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(
+    browser: Browser, agent: AgentProcess, box: Path, monitor: MonitorProcess, scheme: str
+) -> None:
+    agent.call("run", vm="box", argv=["sh", "-c", "exit 3"])  # something is wrong, so there is red
+    with looking(browser, monitor.url, color_scheme=scheme) as looked:
+        looked.see("ended with exit code 3", "#troubles")
+        assert axe_finds(looked.page) == []
+        looked.page.locator("#commands tr", has_text="exit 3").first.click()
+        looked.see("ended with exit code 3", "#detail-trouble")
+        assert axe_finds(looked.page) == []
 
 
 def test_a_screen_reader_finds_names_and_roles(

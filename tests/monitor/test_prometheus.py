@@ -14,6 +14,9 @@ from typing import Any
 
 import attrs
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tests.brokers import free_port
 from tests.system.agent_process import AgentProcess
@@ -66,6 +69,38 @@ def prometheus(tmp_path: Path, monitor: MonitorProcess) -> Iterator[Prometheus]:
 def test_promtool_accepts_what_is_in_the_repository(command: tuple[str, ...]) -> None:
     done = subprocess.run(["promtool", *command], cwd=FOLDER, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def through_grafanas_own_models(dashboard: dict[str, Any]) -> Any:
+    """Read and written by the classes that are generated from Grafana's schemas: what they do not know is gone."""
+    register_default_plugins()
+    return json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard)))
+
+
+def lost(before: Any, after: Any, path: str = "") -> list[str]:
+    """Where `before` has what `after` has not."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [each for key in before for each in lost(before[key], after.get(key), f"{path}/{key}")]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [each for number, pair in pairs for each in lost(*pair, f"{path}/{number}")]
+    return [] if before == after else [path]
+
+
+def test_the_dashboard_is_one_by_grafanas_schema() -> None:
+    dashboard = json.loads((FOLDER / "grafana-dashboard.json").read_text())
+    assert lost(dashboard, through_grafanas_own_models(dashboard)) == []
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken and all(x < 24 for x, _ in cells), panel["title"]
+        taken |= cells
+    # And what is none is found.
+    panels[0]["no_such_field"] = panels[1]["targets"][0]["no_such_field"] = 1
+    assert len(lost(dashboard, through_grafanas_own_models(dashboard))) == 2
 
 
 def test_every_alert_says_what_to_do() -> None:
