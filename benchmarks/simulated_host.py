@@ -31,14 +31,14 @@ TICK = 0.05  # seconds
 class SimulatedHost:
     """`guests` guests in which commands start and end: `rate` events a second."""
 
-    _log = Logger()
-
-    def __init__(self, reactor: Any, agent: str, guests: int, rate: float, seed: int = 1) -> None:
+    def __init__(self, reactor: Any, agent: str, guests: int, rate: float, seed: int = 1, first: int = 0) -> None:
+        """`first`: the number of its first guest."""
         self._random = random.Random(seed)  # noqa: S311  (made-up data)
         self._reactor = reactor
         self._rate = rate
         self.events = EventLog(reactor)
-        self.vms = [self._vm(number) for number in range(guests)]
+        self._log = Logger(observer=self.events)
+        self.vms = [self._vm(number) for number in range(first, first + guests)]
         self.commands: dict[str, dict[str, Any]] = {}
         self.copies: list[dict[str, Any]] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []  # what somebody wanted us to do
@@ -64,14 +64,16 @@ class SimulatedHost:
         self._ticking.clock = reactor
 
     def start(self) -> Endpoint:
-        self.events.start()
-        self._ticking.start(TICK, now=False)
+        self.live()
         return self.control.listen()
+
+    def live(self) -> None:
+        """Let things happen."""
+        self._ticking.start(TICK, now=False)
 
     def stop(self) -> Any:
         if self._ticking.running:
             self._ticking.stop()
-        self.events.stop()
         return self.control.stop()
 
     # -- what the control interface calls
@@ -197,6 +199,25 @@ class SimulatedHost:
             "{vm}: crashed {reason}",
             event=Happened.VM_STATE, vm=vm["vm"], instance=vm["instance"], state="crashed", reason=reason,
         )  # fmt: skip
+
+
+class Shown:
+    """What a host agent's status reporter looks at."""
+
+    def __init__(self, host: SimulatedHost) -> None:
+        self._calls = host.calls
+
+    def host(self, args: dict[str, Any], update: Any) -> dict[str, Any]:
+        return dict(self._calls["host"](args))
+
+    def all_vms(self) -> list[dict[str, Any]]:
+        return list(self._calls["vms"]({})["vms"])
+
+    def commands(self, args: dict[str, Any], update: Any) -> dict[str, Any]:
+        return dict(self._calls["commands"](args))
+
+    def copies(self, args: dict[str, Any], update: Any) -> dict[str, Any]:
+        return dict(self._calls["copies"](args))
 
 
 def main() -> None:
