@@ -75,6 +75,7 @@ class RunningBroker:
         names: Sequence[str] = ("localhost",),
         limits: Limits | None = None,
         java_options: str = QUICK_JAVA,
+        management: bool = False,
     ) -> RunningBroker:
         """Set a broker up in a new directory of `folder`; it does not run yet."""
         number = sum(1 for _ in folder.glob(f"{kind}-*"))
@@ -86,6 +87,7 @@ class RunningBroker:
             names=names,
             tls=tls,
             limits=limits,
+            management_port=free_port() if management else 0,
         )
         _TESTERS[kind](plan)
         return cls(plan, epmd_port=free_port(), dist_port=free_port(), java_options=java_options)

@@ -38,6 +38,10 @@ def add_parsers(subparsers: Any) -> None:
     init.add_argument(
         "--allow-plain", action="store_true", help="no TLS, though other machines reach it: the network is protected"
     )
+    init.add_argument(
+        "--management", type=int, default=0, metavar="PORT",
+        help="of RabbitMQ: its management plugin, on the loopback, from which vmctl monitor learns more, more often",
+    )  # fmt: skip
     init.set_defaults(func=_init)
     check = subparsers.add_parser(
         "check",
@@ -60,6 +64,8 @@ def _init(options: argparse.Namespace) -> int:
         if not all(files):
             raise ConfigError("--ca, --certificate and --key go together", "give all three, or --tls to have them made")
         given = GivenCertificate(*files)
+    if not 0 <= options.management < 65536:
+        raise ConfigError(f"{options.management} is no port", "--management 15672")
     if port == 0:
         raise ConfigError("a broker that others are to find needs a port of its own", "--listen HOST:PORT")
     plan = set_up(
@@ -72,6 +78,7 @@ def _init(options: argparse.Namespace) -> int:
         tls=options.tls,
         given=given,
         allow_plain=options.allow_plain,
+        management_port=options.management,
     )
     print(f"{plan.directory} is ready; its README.md says how to go on:")
     print(f"  {plan.directory / 'run'}")

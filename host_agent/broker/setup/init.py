@@ -39,13 +39,17 @@ def set_up(
     given: GivenCertificate | None = None,
     allow_plain: bool = False,
     limits: Limits | None = None,
+    management_port: int = 0,
 ) -> Plan:
     """Write a configuration; ConfigError when the directory holds something or the wishes do not fit together.
 
     `names` are those under which agents reach the broker; without any it is the address that it listens on.
+    `management_port`: RabbitMQ's management plugin listens there, on the loopback; 0: it is off.
     """
     if kind not in DIALECTS:
         raise ConfigError(f"{kind!r} is no broker that we can set up: {' or '.join(DIALECTS)}")
+    if management_port and kind != "rabbitmq":
+        raise ConfigError(f"{kind} has no management plugin", "ActiveMQ tells its statistics over STOMP")
     with_tls = tls or given is not None
     if not with_tls and not allow_plain and not is_loopback(address):
         raise ConfigError(
@@ -65,7 +69,7 @@ def set_up(
             raise ConfigError(f"{directory} is not empty", "give a new --directory, or empty this one")
         plan = Plan(
             kind, directory.resolve(), address, port, reached_by, with_tls, hosts, allow_plain=allow_plain,
-            limits=limits or Limits(),
+            limits=limits or Limits(), management_port=management_port,
         )  # fmt: skip
         if with_tls:
             _certificates(plan, given)

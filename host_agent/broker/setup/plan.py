@@ -58,6 +58,7 @@ class Plan:
     monitor: Login = attrs.field(factory=lambda: Login(MONITOR))
     limits: Limits = Limits()
     allow_plain: bool = False
+    management_port: int = 0  # of RabbitMQ's management plugin, on the loopback; 0: it is off
 
     @property
     def ca(self) -> Path:
@@ -118,7 +119,12 @@ def _monitor_settings(plan: Plan) -> str:
         f"login = {quoted(plan.monitor.name)}",
         f"passcode_file = {quoted(plan.monitor_file.name)}",
     ]
-    if plan.kind == "rabbitmq":
+    if plan.management_port:
+        lines += [
+            "# The management plugin's HTTP API, on the broker's own machine: it sends the passcode as it is.",
+            f"management = {quoted(f'http://127.0.0.1:{plan.management_port}')}",
+        ]
+    elif plan.kind == "rabbitmq":
         lines += [
             "# The program that asks the broker, on its own machine; or, with the management plugin: management = URL",
             'ctl = "ctl"',

@@ -59,7 +59,8 @@ def write(plan: Plan) -> None:
     for path in (folder / "data", folder / "log"):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / "rabbitmq.conf").write_text(configuration(plan))
-    (folder / "enabled_plugins").write_text("[rabbitmq_stomp].\n")
+    plugins = ["rabbitmq_stomp", *(["rabbitmq_management"] if plan.management_port else [])]
+    (folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
     write_private(folder / "definitions.json", json.dumps(definitions(plan), indent=1).encode())
     executable(folder / "run", _RUN)
     executable(folder / "ctl", _CTL)
@@ -86,6 +87,8 @@ def configuration(plan: Plan) -> str:
         "log.console.level = warning",
         "log.file = false",
     ]
+    if plan.management_port:
+        lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {plan.management_port}"]
     if plan.tls:
         lines += [
             f"ssl_options.cacertfile = {plan.ca}",
@@ -106,11 +109,11 @@ def definitions(plan: Plan) -> dict[str, Any]:
     presence, status = "vmwrapper.presence", "vmwrapper.status"
     own = [f"vmwrapper.host.{name}" for name in hosts] + [f"vmwrapper.guest.{name}" for name in guests]
     readers = [f"{presence}.{name}" for name in hosts]
-    users = [plan.monitor, *(login for host in plan.hosts for login in (host.host, *host.guests))]
+    users = [login for host in plan.hosts for login in (host.host, *host.guests)]
     return {
         "rabbit_version": "3.10.8",
         "vhosts": [{"name": "/"}],
-        "users": [_user(login) for login in users],
+        "users": [_user(plan.monitor, tags="monitoring"), *(_user(login) for login in users)],
         "permissions": [
             *(right for host in plan.hosts for right in _rights(host)),
             _watcher(plan.monitor.name, [presence, status]),
@@ -180,7 +183,7 @@ def _binding(exchange: str, queue: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _user(login: Login) -> dict[str, Any]:
+def _user(login: Login, tags: str = "") -> dict[str, Any]:
     # RabbitMQ's own form of a salted hash, so that the file does not hold the passcodes.
     salt = secrets.token_bytes(4)
     digest = hashlib.sha256(salt + login.passcode.encode()).digest()
@@ -188,6 +191,6 @@ def _user(login: Login) -> dict[str, Any]:
         "name": login.name,
         "password_hash": base64.b64encode(salt + digest).decode(),
         "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": "",
+        "tags": tags,
         "limits": {"max-connections": 16, "max-channels": 16},
     }

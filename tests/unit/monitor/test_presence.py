@@ -22,6 +22,7 @@ from host_agent.monitor.presence import SILENT_AFTER, STATUS_GRACE, Presence
 from .test_model import Time, command, vm
 
 BROKER = "b:1"
+METRICS = Metrics()
 
 
 @attrs.define
@@ -221,20 +222,20 @@ rows = st.lists(st.dictionaries(fields, values, max_size=6) | values, max_size=4
 
 @given(st.dictionaries(st.sampled_from(["host", *told.LISTS]), rows | values, max_size=6), st.floats(-1e6, 1e6))
 def test_whatever_a_host_tells_is_refused_or_shown(content: dict[str, Any], shift: float) -> None:
-    air = Air()
+    model = Model(Time())
     try:
         view = told.read(json.dumps(content).encode(), shift)
     except ProtocolError:
         return
-    air.model.host("far", view.host or {})
-    air.model.vms("far", view.vms)
-    air.model.commands_of("far", view.commands)
-    air.model.copies_of("far", view.copies)
+    model.host("far", view.host or {})
+    model.vms("far", view.vms)
+    model.commands_of("far", view.commands)
+    model.copies_of("far", view.copies)
     for each in view.checkpoints:
-        air.model.checkpoint("far", each)
+        model.checkpoint("far", each)
     for each in view.events:
-        air.model.event("far", each)
-        air.metrics.event("far", each)
-    air.metrics.vms("far", view.vms)
-    air.model.look()
-    json.dumps(air.model.snapshot(), allow_nan=False)
+        model.event("far", each)
+        METRICS.event("far", each)
+    METRICS.vms("far", view.vms)
+    model.look()
+    json.dumps(model.snapshot(), allow_nan=False)
