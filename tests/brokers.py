@@ -172,7 +172,8 @@ class RunningBroker:
         return self
 
     def _answers(self) -> bool:
-        """Whether it logs clients in. That it listens is not enough: RabbitMQ does so before it knows its users."""
+        """Whether it logs clients in. That it listens is not enough: RabbitMQ does so before it knows its users, and
+        knows those before its exchanges, which come after its queues."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as raw:
                 client: socket.socket = raw
@@ -182,7 +183,12 @@ class RunningBroker:
                 with client:
                     connect = f"CONNECT\naccept-version:1.2\nhost:/\nlogin:{TESTER}\npasscode:{TESTER_PASSCODE}\n\n\0"
                     client.sendall(connect.encode())
-                    return client.recv(4096).startswith(b"CONNECTED")
+                    if not client.recv(4096).startswith(b"CONNECTED"):
+                        return False
+                    if self.plan.kind != "rabbitmq":
+                        return True
+                    client.sendall(b"SUBSCRIBE\nid:1\nreceipt:1\ndestination:/exchange/vmwrapper.status\n\n\0")
+                    return client.recv(4096).startswith(b"RECEIPT")
         except OSError:
             return False
 
@@ -299,6 +305,9 @@ def _tester_of_activemq(plan: Plan) -> None:
         for kind in ("queue", "topic")
         for name in ("contract.>", "bench.>")
     )
+    # Whoever connects makes the broker's advisory topics.
+    topics = '<authorizationEntry topic="ActiveMQ.Advisory.>" read="operators" write="operators" admin="tester"/>'
+    rights += topics
     text = text.replace("</users>", f"{user}</users>").replace(
         "</authorizationEntries>", f"{rights}</authorizationEntries>"
     )

@@ -29,9 +29,10 @@ from .settings import DIALECTS, FORMAT, is_loopback, read_address, read_private,
 ANSWER_SECONDS = 15.0
 CTL_SECONDS = 60.0
 MOST_ANSWER = 16 * 1024 * 1024  # bytes
-_KEYS = {"format", "kind", "broker", "login", "passcode_file", "tls", "allow_plain", "ctl", "management"}
+_KEYS = {"format", "kind", "broker", "login", "passcode_file", "tls", "allow_plain", "ctl", "management", "advisories"}
 KINDS = (*DIALECTS, "embedded")  # vmctl broker: it is heard, and tells no statistics to others
 _REPLIES = "/temp-queue/statistics"
+_ADVISORIES = 2  # the subscription
 DEAD_LETTERS = "ActiveMQ.DLQ"
 
 
@@ -45,6 +46,7 @@ class WatchSettings:
     credentials: Credentials
     ctl: Path | None = None
     management: str = ""
+    advisories: bool = False  # ActiveMQ's: the login may read them
 
     @property
     def dialect(self) -> Dialect:
@@ -78,7 +80,10 @@ def _parse(file: Path, value: dict[str, Any]) -> WatchSettings:
     except OSError as error:
         raise ConfigError(f"{passcode_file} cannot be read: {error.strerror}") from None
     ctl = file.parent.absolute() / str(value["ctl"]) if value.get("ctl") else None
-    return WatchSettings(file, value["kind"], address, Credentials(str(value["login"]), passcode), ctl, management)
+    return WatchSettings(
+        file, value["kind"], address, Credentials(str(value["login"]), passcode), ctl, management,
+        bool(value.get("advisories", False)),
+    )  # fmt: skip
 
 
 def ask(settings: WatchSettings) -> BrokerReport:
@@ -105,12 +110,19 @@ class _NotToBeHad(Exception):
 
 
 def ask_activemq(settings: WatchSettings) -> BrokerReport:
-    """The answers come in the order of the questions: that about the broker says that all queues have answered."""
+    """The answers come in the order of the questions: that about the broker says that all queues have answered.
+
+    Before them, to whoever subscribes to its advisories, the broker tells of each connection that there is.
+    """
     answers: list[dict[str, Any]] = []
+    connected: set[str] = set()
     done = threading.Event()
     connection: StompConnection
 
     def receive(_: StompConnection, number: int, body: bytes) -> None:
+        if number == _ADVISORIES:
+            _count_connection(json.loads(body), connected)
+            return
         answer = _statistics(body)
         answers.append(answer)
         if "destinationName" not in answer:
@@ -120,6 +132,10 @@ def ask_activemq(settings: WatchSettings) -> BrokerReport:
     try:
         if reason := connection.open(threading.Event()):
             raise _NotToBeHad(reason)
+        if settings.advisories:
+            connection.subscribe(
+                "/topic/ActiveMQ.Advisory.Connection", _ADVISORIES, {"transformation": "jms-advisory-json"}
+            )
         connection.subscribe(_REPLIES, 1, {"transformation": "jms-map-json"})
         for about in ("Destination.>", "Broker"):
             connection.send(f"/queue/ActiveMQ.Statistics.{about}", b"", {"reply-to": _REPLIES})
@@ -134,6 +150,7 @@ def ask_activemq(settings: WatchSettings) -> BrokerReport:
     return BrokerReport(
         kind="activemq",
         name=str(settings.broker),
+        connections=len(connected) if settings.advisories else None,
         consumers=broker.get("consumerCount"),
         messages=sum(queue.messages or 0 for queue in queues),
         bytes=sum(queue.bytes or 0 for queue in queues),
@@ -146,6 +163,14 @@ def ask_activemq(settings: WatchSettings) -> BrokerReport:
         dead_letters=sum(queue.messages or 0 for queue in queues if queue.name == DEAD_LETTERS),
         queues=deepest(queues),
     )
+
+
+def _count_connection(advisory: dict[str, Any], connected: set[str]) -> None:
+    """Of a connection that is there, or that has ended meanwhile."""
+    if "ConnectionInfo" in advisory:
+        connected.add(str(advisory["ConnectionInfo"]["connectionId"]["value"]))
+    elif "RemoveInfo" in advisory:
+        connected.discard(str(advisory["RemoveInfo"]["objectId"]["value"]))
 
 
 def _activemq_queue(answer: dict[str, Any]) -> QueueReport:

@@ -194,7 +194,9 @@ def test_without_control_there_are_no_buttons(browser: Browser, folder: Path, ag
 
 
 def test_brokers_that_answer_and_brokers_that_do_not(browser: Browser, activemq: RunningBroker, tmp_path: Path) -> None:
-    good = activemq.plan.monitor_settings
+    good = activemq.plan.directory / "without-advisories.toml"
+    good.write_text(activemq.plan.monitor_settings.read_text().replace("advisories = true", ""))
+    good.chmod(0o600)
     wrong, dead = tmp_path / "wrong.toml", tmp_path / "dead.toml"
     (tmp_path / "wrong.passcode").write_text("<b>wrong</b>")
     for file, port in ((wrong, activemq.port), (dead, free_port())):
@@ -207,7 +209,7 @@ def test_brokers_that_answer_and_brokers_that_do_not(browser: Browser, activemq:
     with monitor_process(tmp_path, *options) as monitor, looking(browser, monitor.url) as looked:
         row = looked.page.locator("#brokers tbody tr:not(.red)")
         row.get_by_text("activemq").wait_for()
-        assert "unknown" in (row.text_content() or "")  # its connections
+        assert "unknown" in (row.text_content() or "")  # its connections: the file does not say that it may ask
         looked.see("cannot be asked: cannot be reached: connection refused", "#troubles")
         row.click()
         looked.see("vmwrapper.guest.host-a-g1", "#detail-fields")

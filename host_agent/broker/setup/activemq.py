@@ -97,7 +97,7 @@ def configuration(plan: Plan, keystore_passcode: str) -> str:
          http://www.springframework.org/schema/beans/spring-beans-2.0.xsd
          http://activemq.apache.org/schema/core http://activemq.apache.org/schema/core/activemq-core.xsd">
   <broker xmlns="http://activemq.apache.org/schema/core" brokerName="vmwrapper" useJmx="false" persistent="false"
-          advisorySupport="false" schedulerSupport="false" useShutdownHook="true" dataDirectory="data">
+          advisorySupport="true" schedulerSupport="false" useShutdownHook="true" dataDirectory="data">
     <destinationPolicy><policyMap>
       <policyEntries>
         <!-- Expired messages are dropped, not kept: the agents send again whatever still matters. -->
@@ -187,6 +187,9 @@ def _rights(plan: Plan) -> str:
     guests = ",".join(guest.name for host in plan.hosts for guest in host.guests)
     entries.append(("topic", "vmwrapper.presence", f"{hosts},{monitor}", guests, nobody))
     entries.append(("topic", "vmwrapper.status", monitor, hosts, nobody))
+    # What the broker tells of connections. It makes those topics in the name of whoever connects, so everybody may.
+    everybody = ",".join((monitor, hosts, guests))
+    entries.append(("topic", "ActiveMQ.Advisory.>", monitor, nobody, everybody))
     entries.append(("queue", "ActiveMQ.Statistics.>", monitor, monitor, monitor))
     return "\n".join(
         f'        <authorizationEntry {kind}="{name}" read="{read}" write="{write}" admin="{admin}"/>'

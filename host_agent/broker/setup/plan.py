@@ -119,6 +119,8 @@ def _monitor_settings(plan: Plan) -> str:
         f"login = {quoted(plan.monitor.name)}",
         f"passcode_file = {quoted(plan.monitor_file.name)}",
     ]
+    if plan.kind == "activemq":
+        lines += ["# The broker tells monitors of its connections.", "advisories = true"]
     if plan.management_port:
         lines += [
             "# The management plugin's HTTP API, on the broker's own machine: it sends the passcode as it is.",
