@@ -392,7 +392,11 @@ class Commands:
     # -- snapshots
 
     def mark(self, guest: Guest) -> list[dict[str, Any]]:
-        """How far the guest's commands are; taken while its VM stands still for a snapshot."""
+        """How far the guest's commands are; taken while its VM stands still for a snapshot.
+
+        OSError: not even the ends of the others are on the disk, which a roll-back would take for undone.
+        """
+        self._outbox.flush()
         return [
             {
                 "request": command.record.request,

@@ -9,6 +9,7 @@ import attrs
 import pytest
 from twisted.internet.task import Clock
 
+from common import line_log
 from common.broker_link import Credentials
 from common.link import Link
 from common.messages import Message, Output, Result, Run, Signal
@@ -135,3 +136,48 @@ def test_going_back_to_a_snapshot(place: Place, tmp_path: Path) -> None:
     place.commands.message(place.guest, Output("c-early", "stdout", 6, b" again"))
     place.result("c-early", stdout_bytes=12)
     assert out.read_bytes() == b"before again"
+
+
+def test_what_has_ended_is_on_the_disk_before_a_mark_leaves_it_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut that took its end away, going back to the mark would undo it."""
+    place.run(Run("c-1", ("true",)))
+    place.result("c-1")
+    flushes: list[int] = []
+    monkeypatch.setattr(line_log, "_sync", flushes.append)
+    assert place.commands.mark(place.guest) == []
+    assert len(flushes) == 1
+
+
+def test_a_short_programs_result_says_that_it_ran(place: Place) -> None:
+    command = place.run(Run("c-1", ("true",)))
+    told: list[tuple[str, dict[str, Any]]] = []
+    command.watchers.append(lambda name, data: told.append((name, data)))
+    place.result("c-1", pid=7, wall_s=0.01)
+    assert told == [("started", {"command": "c-1", "pid": 7})]
+    assert command.pid == 7
+    assert command.started_at is not None and command.ended_at is not None
+    assert command.started_at <= command.ended_at - 0.009
+
+
+def test_a_request_that_cannot_be_flushed_is_not_sent(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(line_log, "_sync", fails)
+    command = place.run(Run("c-1", ("true",)))
+    assert not place.link.sent
+    assert command.result is not None
+    assert (command.result.outcome, command.result.reason) == (
+        "not_started",
+        "the outbox of this host agent cannot be written: Input/output error",
+    )
+
+
+def test_a_signal_waits_for_its_command_to_be_sent(place: Place) -> None:
+    command = place.commands.run(place.guest, Run("c-1", ("true",)))
+    place.commands.signal(command, "TERM")
+    assert not place.link.sent
+    place.clock.advance(0)
+    assert place.link.sent == [command.run, Signal("c-1", "TERM")]
