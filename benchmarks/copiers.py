@@ -10,12 +10,13 @@ from typing import Protocol
 
 import attrs
 
-from benchmarks.agent import DEADLINE, VM, Agent
+from benchmarks.agent import VM, Agent
 from benchmarks.peers.image import SHARED
 from benchmarks.peers.qga import GuestAgent
 from benchmarks.peers.ssh import Ssh
 
 CHIRP_PORT = 9094
+CHIRP_DEADLINE = 240.0  # seconds; its tools try again and again when they get no answer
 HOME = "/home/vmwrapper"
 # Of a file, or of each file in a directory.
 _HASH = 'if [ -d "$1" ]; then cd "$1" && find . -type f -exec sha256sum {} +; else sha256sum "$1"; fi >/dev/null'
@@ -158,7 +159,11 @@ class Chirp:
 
     def _run(self, tool: str, *words: str) -> None:
         done = subprocess.run(
-            [tool, "-t", f"{DEADLINE:.0f}", *words], capture_output=True, text=True, timeout=DEADLINE, check=False
+            [tool, "-t", f"{CHIRP_DEADLINE:.0f}", *words],
+            capture_output=True,
+            text=True,
+            timeout=CHIRP_DEADLINE,
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(f"{tool}: {done.stdout} {done.stderr}")

@@ -41,9 +41,9 @@ from host_agent.hypervisors.images import DEFAULT_IMAGE, find_image
 _MIB, FILES = map(int, os.environ.get("VMWRAPPER_BENCH_COPY", "16 100" if SHORT else "256 2000").split())
 LARGE = _MIB << 20
 LARGE_OF_SLOW = min(16 << 20, LARGE)
-FILES_OF_SLOW = 100
+FILES_OF_SLOW = min(100, FILES)
 FILES_OF_SCP = min(400, FILES)
-FILES_OF_SLOWEST = 20
+FILES_OF_SLOWEST = min(20, FILES)
 FILE_BYTES = 4096
 ROUNDS = 3
 SCP, SCP_EACH, QGA, VIRTIOFS, CHIRP = "scp", "scp, one for each file", "qemu-ga", "virtiofs", "chirp"
@@ -92,6 +92,9 @@ class Work:
         return path
 
     def one_round(self) -> None:
+        for direction in ("in", "out"):
+            self._add(f"large_{direction}", LIMIT, LARGE / 1e6 / self._stream("large", direction, LARGE))
+            self._add(f"small_{direction}", LIMIT, self._stream("small", direction, FILES * FILE_BYTES))
         for name, way in list(self.ways.items()):
             try:
                 self._one_way(name, way)
@@ -101,9 +104,6 @@ class Work:
                 self.missing[name] = f"it failed: {' '.join(str(error).split())[-200:]}"
                 del self.ways[name]
                 self._agent.run("rm", "-rf", "copied")
-        for direction in ("in", "out"):
-            self._add(f"large_{direction}", LIMIT, LARGE / 1e6 / self._stream("large", direction, LARGE))
-            self._add(f"small_{direction}", LIMIT, self._stream("small", direction, FILES * FILE_BYTES))
 
     def _one_way(self, name: str, way: Way) -> None:
         if way.large:
@@ -189,19 +189,19 @@ def _add_peers(work: Work, agent: Agent, folder: Path, shared: Path | None, stac
     def hashing(copier: Copier, large: int = LARGE, files: int = FILES) -> Way:
         return Way(Hashing(copier, agent), large, files)
 
+    work.ways[SCP] = hashing(Scp(ssh), LARGE_OF_SLOW, FILES_OF_SCP)
+    work.ways[SCP_EACH] = hashing(ScpEach(ssh, agent), 0, FILES_OF_SLOWEST)
     if shared is not None:
         copier = VirtioFs(shared, agent)
         copier.share(work.large(LARGE))
         copier.share(work.small(FILES))
         work.ways[VIRTIOFS] = hashing(copier)
+    work.ways[QGA] = hashing(Qga(qga.GuestAgent(folder / "qga.sock"), agent), LARGE_OF_SLOW, FILES_OF_SLOW)
     try:
         need("coop-computing-tools")
         work.ways[CHIRP] = hashing(serve_chirp(agent, ways[CHIRP_PORT]))
     except Unavailable as reason:
         work.missing[CHIRP] = str(reason)
-    work.ways[SCP] = hashing(Scp(ssh), LARGE_OF_SLOW, FILES_OF_SCP)
-    work.ways[SCP_EACH] = hashing(ScpEach(ssh, agent), 0, FILES_OF_SLOWEST)
-    work.ways[QGA] = hashing(Qga(qga.GuestAgent(folder / "qga.sock"), agent), LARGE_OF_SLOW, FILES_OF_SLOW)
 
 
 def _metrics(work: Work) -> dict[str, float]:
