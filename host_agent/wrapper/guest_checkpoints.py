@@ -11,6 +11,8 @@ started after a kill in between sees by what is written down which of the two fi
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ from .checkpoint import sync_directory
 from .job import Task
 from .resolve import resolve_path
 
+COPIED = ".copied"
 VM_PERIOD_S = 600.0  # at least, for whole VMs: each costs the volunteer's disk some ten MB and more
 
 Say = Callable[[str], None]
@@ -77,6 +80,9 @@ class GuestCheckpoints:
     slot: Path
     pace: Pace
     say: Say
+    copy: str = attrs.field(
+        factory=lambda: os.urandom(4).hex()
+    )  # in the names of our copies: an earlier wrapper's may come yet
     _digest: str = ""  # of the program's file, as it was last copied
     _trouble: str = ""  # as last told
     _kept_cpu_s: float | None = None
@@ -90,16 +96,19 @@ class GuestCheckpoints:
         """The program's own checkpoint, in the slot."""
         return resolve_path(self.slot, self.task.checkpoint_filename)
 
-    @property
-    def copied(self) -> Path:
-        """A newer one, until it takes the place of `file`."""
-        return self.file.with_name(f"{self.file.name}.copied")
-
-    def take(self) -> None:
-        """The newer one counts from now on; it may have its place already. Raises OSError."""
+    def take(self, copy: str) -> None:
+        """A newer one counts from now on; it may have its place already. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
-            self.copied.replace(self.file)
+            self._copied(copy).replace(self.file)
             sync_directory(self.file.parent)
+
+    def forget_copies(self) -> None:
+        """Of which nobody knows to what output they belong. Raises OSError."""
+        for path in self.file.parent.glob(f"{glob.escape(self.file.name)}.*{COPIED}"):
+            path.unlink(missing_ok=True)
+
+    def _copied(self, copy: str) -> Path:
+        return self.file.with_name(f"{self.file.name}.{copy}{COPIED}")
 
     def kept(self) -> float | None:
         """CPU seconds of the work that has been kept since this was last asked; None: nothing has."""
@@ -117,7 +126,7 @@ class GuestCheckpoints:
 
     def _get_arguments(self) -> dict[str, Any]:
         vm, name = self.task.virtualmachine, self.task.checkpoint_filename
-        return {"vm": vm, "source": name, "destination": str(self.copied)}
+        return {"vm": vm, "source": name, "destination": str(self._copied(self.copy))}
 
     def _ask(self, client: ControlClient, call: str, args: Mapping[str, Any], cpu_s: float) -> None:
         def ended(result: Mapping[str, Any] | None, error: ControlError | None) -> None:

@@ -120,28 +120,37 @@ class GuestTask(GuestSteps):
         return self._cpu_s
 
     def kept(self, wanted: bool) -> float | None:
-        client = self._client
-        runs = self.state is TaskState.RUNNING and self._started and not self._suspended
+        kept = self._checkpoints.kept()
+        if kept is not None:
+            self.agent.gets_on()
+            if self._checkpoints.by_file and not self._note_copy():
+                kept = None
+        # After that: it may write over the copy.
+        client, runs = self._client, self.state is TaskState.RUNNING and self._started and not self._suspended
         if wanted and runs and client is not None and not client.closed:
             self._checkpoints.begin(client, self._cpu_s)
-        cpu_s, record = self._checkpoints.kept(), self._record()
-        if cpu_s is not None:
-            self.agent.gets_on()
-        if cpu_s is not None and record is not None and self._checkpoints.by_file:
-            try:
-                self.saved.keep_command(attrs.evolve(record, output_copied=self._output.lengths()))
-                self._settle_copy()
-            except OSError as error:
-                self._checkpoints.failed(f"it cannot be written down: {error.strerror}")
-                return None
-        return cpu_s
+        return kept
+
+    def _note_copy(self) -> bool:
+        """Write down what belongs to a new copy of the program's own checkpoint, and let it take its place."""
+        record = self._record()
+        if record is None:
+            return False
+        try:
+            lengths = self._output.lengths()
+            self.saved.keep_command(attrs.evolve(record, output_copied=lengths, copied=self._checkpoints.copy))
+            self._settle_copy()
+        except OSError as error:
+            self._checkpoints.failed(f"it cannot be written down: {error.strerror}")
+            return False
+        return True
 
     def _settle_copy(self) -> None:
         """A copy of the program's own checkpoint that is written down takes the last one's place."""
         record = self._record()
         if record is not None and record.output_copied:
-            self._checkpoints.take()
-            self.saved.keep_command(attrs.evolve(record, output_kept=record.output_copied, output_copied={}))
+            self._checkpoints.take(record.copied)
+            self.saved.keep_command(attrs.evolve(record, output_kept=record.output_copied, output_copied={}, copied=""))
 
     def fraction(self) -> float:
         return 1.0 if self.state is TaskState.DONE else self._fraction
@@ -231,7 +240,7 @@ class GuestTask(GuestSteps):
         instance = str(vm.get("instance") or "")
         if self._checkpoints.by_file:
             self._settle_copy()
-            self._checkpoints.copied.unlink(missing_ok=True)  # else nobody knows to what it belongs
+            self._checkpoints.forget_copies()
         record = self._record()
         if record is not None and record.asked and record.instance == instance:
             self.log.say(f"{self.task.title}: going on with command {record.command}")

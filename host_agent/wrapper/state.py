@@ -33,6 +33,7 @@ class CommandRecord:
     output_starts: Mapping[str, int] = attrs.field(factory=dict)  # sizes of the output files before the task
     output_kept: Mapping[str, int] = attrs.field(factory=dict)  # and when its program's own checkpoint was copied
     output_copied: Mapping[str, int] = attrs.field(factory=dict)  # the same of a copy that takes the last one's place
+    copied: str = ""  # which copy that is
     cpu_s: float = 0.0  # of the task: its part of what the checkpoint counts
     cpu_before_s: float = 0.0  # of the task before this command, which goes on from its program's own checkpoint
 

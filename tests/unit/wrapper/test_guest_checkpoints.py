@@ -149,8 +149,10 @@ def test_a_kill_while_a_newer_checkpoint_takes_its_place(
     assert record is not None
     (slot / "o").write_text("begun\nmore\n")
     copied = {"stdout": 11, "stderr": 0} if noted else {}
-    state.keep_command(attrs.evolve(record, output_kept={"stdout": 6, "stderr": 0}, output_copied=copied))
-    (slot / ("saved" if in_place else "saved.copied")).write_text("8\n")
+    kept = {"stdout": 6, "stderr": 0}
+    state.keep_command(attrs.evolve(record, output_kept=kept, output_copied=copied, copied="c1" if noted else ""))
+    (slot / ("saved" if in_place else "saved.c1.copied")).write_text("8\n")
+    (slot / "saved.c2.copied").write_text("9\n")  # of the wrapper before; its agent has ended only now
     assert run(slot) == 0
     assert (slot / "o").read_text() == expected
-    assert not (slot / "saved.copied").exists()
+    assert not list(slot.glob("saved.c?.copied"))
