@@ -20,12 +20,13 @@ from common.files import KEEPER_SOCKETS, runtime_dir, write_private
 
 from .control_client import remove_dead_endpoints
 from .file_lock import ledger_lock
-from .process_identity import identity_of, is_alive
+from .process_identity import Identity, identity_of, is_alive
 
 ENTRY = "entry.json"
 SAVED_BY_VIRTUALBOX = "machine/Snapshots/*.sav"  # states and snapshots, below the directory of a VM
 STATES = "states.json"  # in the directory of a VM that can be restored
 KEEPER_STARTS = 60.0  # seconds in which one may have its socket and not listen yet
+NOBODY: Identity = [0, ""]
 SWEPT = ".swept-"  # in the name of an entry that a sweep removes
 
 
@@ -55,6 +56,11 @@ class LedgerEntry:
     def has_machine(self, hypervisor: str, machine: str) -> None:
         """The hypervisor keeps a list of its machines, and is about to have this one in it."""
         self._value["machine"] = [hypervisor, machine]
+        self._write()
+
+    def release(self) -> None:
+        """It is nobody's, until the next agent takes the VM over; meanwhile its leash looks after it."""
+        self._value["owner"] = NOBODY
         self._write()
 
     def _write(self) -> None:
@@ -165,13 +171,13 @@ def _unregister(hypervisor: str, machine: str, directory: Path) -> str:
     return remove(machine, directory)
 
 
-def owned_by_another(instance: str) -> bool:
-    """Whether a living process other than this one has the VM."""
+def other_owner(instance: str) -> int | None:
+    """The living process that has the VM, if it is not this one."""
     try:
         owner = json.loads((ledger_dir() / instance / ENTRY).read_bytes())["owner"]
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return owner[0] != os.getpid() and is_alive(owner)
+        return None
+    return int(owner[0]) if owner[0] != os.getpid() and is_alive(owner) else None
 
 
 def _kill(pid: int) -> None:

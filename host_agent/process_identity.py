@@ -28,6 +28,8 @@ def identity_of(pid: int) -> Identity:
 def is_alive(identity: Identity) -> bool:
     """Whether that process is still there. True when it cannot be told: what is not provably dead is left alone."""
     pid, began = identity
+    if not began:
+        return False  # nobody
     if not isinstance(began, str):
         return _is_alive_by_time(pid, began)
     boot = _boot()

@@ -30,6 +30,7 @@ from .events import Happened
 from .guests import ForeignAgent, Guest, Guests, Identity, Presence
 from .hypervisors.base import (
     Door,
+    HeldByAnother,
     Hypervisor,
     HypervisorError,
     HypervisorHangs,
@@ -237,6 +238,10 @@ class VirtualMachines:
                 vm.machine = await self._hypervisor.adopt(self._spec(vm))
                 found = vm.machine is not None and await self._has_more_to_do(vm)
                 why = "its VM ended while no host agent was there"
+            except HeldByAnother:
+                # Nothing of it may be touched, and our start fails; whoever started us tries again.
+                self._vms.pop(record.name, None)
+                raise
             except Exception as error:
                 # One VM that cannot be had must not keep the others from being taken over.
                 found, why = False, f"its VM could not be taken over: {error}"

@@ -27,6 +27,10 @@ class HypervisorError(VMwrapperError):
     """The hypervisor could not do what was asked; the sentence carries its own words."""
 
 
+class HeldByAnother(HypervisorError):
+    """The VM is a living host agent's: nothing of it may be touched."""
+
+
 class HypervisorHangs(HypervisorError):
     """It does not answer."""
 

@@ -15,7 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from .base import SAVED, Capabilities, HypervisorError, Machine, MachineSpec, MachineState, Requirement
+from .base import SAVED, Capabilities, HeldByAnother, HypervisorError, Machine, MachineSpec, MachineState, Requirement
 
 _pids = itertools.count(1_000_000_000)  # above every real process
 
@@ -66,7 +66,7 @@ class FakeHypervisor:
         for machine in reversed(self.machines):
             if machine.spec.instance == spec.instance and machine.state is not MachineState.DESTROYED:
                 if not machine.left:
-                    return fail(HypervisorError(f"the VM {spec.name} belongs to another host agent"))
+                    return fail(HeldByAnother(f"the VM {spec.name} belongs to another host agent"))
                 machine.spec, machine.left = spec, False
                 return succeed(machine)
         return succeed(None)

@@ -8,19 +8,22 @@ kept and restored is in `qemu_machine.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from typing import Any
 
 import psutil
+from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.utils import getProcessOutputAndValue
 
 from common.errors import ConfigError
-from host_agent.ledger import LedgerEntry, ledger_dir, owned_by_another
+from host_agent.ledger import LedgerEntry, ledger_dir, other_owner
 
-from .base import Capabilities, HypervisorError, Machine, MachineSpec, Requirement
+from .base import Capabilities, HeldByAnother, HypervisorError, Machine, MachineSpec, Requirement
 from .kvm import KvmProbe, remedy
+from .process_end import process_end
 from .qemu_machine import QemuMachine
 from .qemu_options import (
     ARCHITECTURE,
@@ -42,6 +45,7 @@ __all__ = ["GATEWAY", "QEMU", "QemuHypervisor"]
 
 FREE_MEMORY_MB = 512  # under which a VM will not do well
 GRACE = 60.0  # seconds that a VM goes on without a host agent, unless VMWRAPPER_GRACE says another number
+OWNER_ENDS = 30.0  # seconds for a host agent that lets go of its VMs to be gone
 
 
 class QemuHypervisor:
@@ -121,8 +125,12 @@ class QemuHypervisor:
         return Deferred.fromCoroutine(self._adopt(spec))
 
     async def _adopt(self, spec: MachineSpec) -> Machine | None:
-        if owned_by_another(spec.instance):
-            raise HypervisorError(f"the VM {spec.name} belongs to another host agent", "end that agent first")
+        if (owner := other_owner(spec.instance)) is not None:
+            # Whoever asks has its state directory now, so it is about to end; on a busy machine that takes seconds.
+            with contextlib.suppress(defer.TimeoutError):
+                await process_end(self._reactor, owner).addTimeout(OWNER_ENDS, self._reactor)
+            if other_owner(spec.instance) is not None:
+                raise HeldByAnother(f"the VM {spec.name} belongs to another host agent", "end that agent first")
         states = States.load(spec.directory)
         place = ledger_dir() / spec.instance
         machine = QemuMachine(self._reactor, spec, place, states, self._grace)

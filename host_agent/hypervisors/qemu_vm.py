@@ -326,6 +326,8 @@ class QemuVm:
         if self._process is not None:
             self._process.let_go()
             self._process = None
+            if self._ledger is not None:
+                self._ledger.release()
         elif self._ledger is not None:
             self._ledger.close()  # nothing but its directory is left on this host
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
@@ -20,12 +22,13 @@ from host_agent import trouble, vms
 from host_agent.admission import Admission, Host
 from host_agent.agent import HostAgent, build_host_agent
 from host_agent.guests import SILENT_AFTER, Presence
-from host_agent.hypervisors.base import HypervisorHangs, MachineState, Requirement
+from host_agent.hypervisors.base import HeldByAnother, HypervisorHangs, MachineState, Requirement
 from host_agent.hypervisors.fake import FakeHypervisor, Script
 from host_agent.hypervisors.images import NO_IMAGE
 from host_agent.operations import explained
 from host_agent.state import open_state
 from host_agent.virtual_machine import VirtualMachine, VMExists, VMFailed
+from host_agent.vms import Fate
 
 
 @pytest_twisted.async_yield_fixture()
@@ -85,6 +88,32 @@ async def test_what_the_host_lacks_is_said_when_a_vm_does_not_start(
         await agent._vms.start("vm", NO_IMAGE, tmp_path / "vms", watch=lambda state, reason: None)
     assert failed.value.hint == "driver: is not loaded; modprobe it"
     await agent.shut_down()
+
+
+class WithoutImages(FakeHypervisor):
+    capabilities = attrs.evolve(FakeHypervisor.capabilities, image=False)
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_touched_of_a_vm_that_a_living_agent_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state directory is another's now, because it ends; but it has not let go of the VM yet."""
+    monkeypatch.setenv("VMWRAPPER_RUNTIME", str(tmp_path / "run"))
+    hypervisor = WithoutImages(reactor)
+    first = build_host_agent(reactor, hypervisor, open_state(tmp_path / "state"), stopped=lambda: None)
+    await first.start()
+    vm = await ready(first, tmp_path / "vms")
+    first._vms.keep(vm.guest)
+    shutil.copytree(tmp_path / "state", tmp_path / "same")
+    second = build_host_agent(reactor, hypervisor, open_state(tmp_path / "same"), stopped=lambda: None)
+    with pytest.raises(HeldByAnother):
+        await second.start()
+    await second.shut_down(Fate.LEAVE)
+    assert vm.directory.is_dir()
+    assert hypervisor.machines[0].state is MachineState.RUNNING
+    assert json.loads((tmp_path / "same" / "agent.json").read_text())["vms"], "its successor may have it"
+    await first.shut_down()
 
 
 @pytest_twisted.ensureDeferred

@@ -14,9 +14,11 @@ import psutil
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from host_agent.hypervisors.base import HypervisorError, Machine, MachineSpec, MachineState
+from host_agent.hypervisors import qemu
+from host_agent.hypervisors.base import HeldByAnother, Machine, MachineSpec, MachineState
 from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.qemu import QemuHypervisor
 from host_agent.ledger import ledger_dir, sweep
@@ -94,13 +96,19 @@ async def gone(pid: int | None) -> None:
 
 
 @ensureDeferred
-async def test_the_next_agent_has_the_vm(holder: Holder) -> None:
+async def test_the_next_agent_has_the_vm(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
     holder.start(60.0)
-    with pytest.raises(HypervisorError, match="another host agent"):
-        await holder.adopt()
+    with monkeypatch.context() as patched:
+        patched.setattr(qemu, "OWNER_ENDS", 0.2)
+        with pytest.raises(HeldByAnother, match="another host agent"):
+            await holder.adopt()
+    waiting = Deferred.fromCoroutine(holder.adopt())
+    await deferLater(reactor, 0.1)
+    assert not waiting.called, "it waits for the end of the one that has the VM"
+    assert sweep() == []
     holder.kill()
     assert sweep() == [], "its leash looks after it"
-    machine = await holder.adopt()
+    machine = await waiting
     assert machine is not None
     try:
         assert (state_of(machine), machine.pid) == (MachineState.RUNNING, holder.qemu)

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from host_agent.ledger import LedgerEntry
 
-from ..base import Capabilities, HypervisorError, Machine, MachineSpec, Requirement
+from ..base import Capabilities, HeldByAnother, Machine, MachineSpec, Requirement
 from ..loopback_ports import LOOPBACK
 from .calls import Calls
 from .images import BaseDisks
@@ -78,7 +78,7 @@ class VirtualBoxHypervisor:
             LedgerEntry(spec.instance, spec.directory).close()
             return None
         if record.held():
-            raise HypervisorError(f"the VM {spec.name} belongs to another host agent, process {record.owner_pid()}")
+            raise HeldByAnother(f"the VM {spec.name} belongs to another host agent, process {record.owner_pid()}")
         machine = self._machine(spec, record)
         if await machine.take_over():
             return machine
