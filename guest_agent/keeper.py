@@ -41,6 +41,7 @@ BATCH = 0.02  # seconds: the first piece goes at once, what follows is sent toge
 STARTED_AFTER = 0.1  # seconds: of a program that ends sooner, its end alone is told
 STRAGGLER_GRACE = 0.25  # seconds that a grandchild may hold the output open after the program ended
 IDLE_EXIT = 60.0  # seconds without an agent and without a running command
+FIRST_AGENT = 600.0  # the same before the first agent, which may wait for its settings
 MAX_FRAME = 4 * 1024 * 1024
 MAX_COMMANDS = 1024
 
@@ -77,6 +78,7 @@ class Keeper:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
         self._alone_since = time.monotonic()
+        self._patience = FIRST_AGENT
         self._quit = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with contextlib.suppress(FileNotFoundError):
@@ -105,7 +107,7 @@ class Keeper:
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2]()
-            if self._agent is None and self._idle_for(now) >= IDLE_EXIT:
+            if self._agent is None and self._idle_for(now) >= self._patience:
                 self._quit = True
         self._kill_all()
         with contextlib.suppress(OSError):
@@ -118,7 +120,7 @@ class Keeper:
         now = time.monotonic()
         waits = [self._timers[0][0] - now] if self._timers else []
         if self._agent is None:
-            waits.append(IDLE_EXIT)
+            waits.append(self._patience)
         return max(0.0, min(waits)) if waits else None
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
@@ -157,6 +159,7 @@ class Keeper:
             self._selector.unregister(self._agent)
             self._agent.close()
             self._agent = None
+            self._patience = IDLE_EXIT
         self._incoming.clear()
         self._outgoing.clear()
         self._alone_since = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from guest_agent import keeper
 from guest_agent.keeper import _LENGTH, pack, start_keeper, unpack
 
 DEADLINE = 20.0  # seconds
@@ -163,3 +164,14 @@ def test_many_are_forgotten_with_one_word(path: Path) -> None:
     agent.say(op="forget", ids=[*(f"c-{number}" for number in range(5)), "running"])
     agent.socket.close()
     assert [command["id"] for command in Agent(path).state["commands"]] == ["running"]
+
+
+def test_it_waits_longer_for_its_first_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent may have to wait for its settings before it has any use for its keeper."""
+    monkeypatch.setattr(keeper, "IDLE_EXIT", 0.05)
+    start_keeper(tmp_path / "s")
+    wait_for((tmp_path / "s").exists)
+    time.sleep(0.3)  # longer than it waits for one that has gone
+    agent = Agent(tmp_path / "s")
+    agent.socket.close()
+    wait_for(lambda: not (tmp_path / "s").exists())
