@@ -34,7 +34,7 @@ class Inputs:
     # measured: bytes of a message without its frame
     usage_bytes: int = 171
     ack_bytes: int = 83
-    beacon_bytes: int = 183
+    beacon_bytes: int = 332
     command_bytes: int = 787  # RUN, STARTED, RESULT, CONFIRM
     output_bytes: int = 647  # with 500 of a program's
     # measured: requests of 200 B with replies, each acknowledged, 64 at a time (benchmark `broker`, quiet machine)

@@ -1,8 +1,8 @@
 """What a host agent tells of itself on an external broker, for monitors that do not run on its machine.
 
 A view of everything every ten seconds, and events as they come, on a topic that only monitors may read. It is what the
-calls of `observe.py` answer, cut into messages of a size that every broker takes; commands that have ended, and copies,
-are the newest only.
+calls of `observe.py` answer, cut into messages of a size that every broker takes. What has ended is told for ten
+minutes, and earlier events once a minute: all this is sent whether a monitor reads it or not.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ STATUS_EVERY = 10.0  # seconds between two views of everything
 EVENTS_PAUSE = 0.25  # seconds in which events are gathered, so that many travel together
 MOST_EVENTS = 500  # gathered; more are counted by their numbers, and seen in the next view
 MOST_ENDED = 100  # commands or copies that have ended
+ENDED_FOR = 600.0  # seconds for which they are told
 MOST_PART = 128 * 1024  # bytes of a payload
-RECENT_EVENTS = 30  # told again in each view, for a monitor that has just come
+AGAIN_EVERY = 6  # views between two that tell earlier events again, for a monitor that has just come
+RECENT_EVENTS = 30
 RECENT_CHECKPOINTS = 20
 
 Part = dict[str, Any]
@@ -107,15 +109,16 @@ class StatusReporter:
         def nothing(name: str, data: dict[str, Any]) -> None:
             """Nobody waits for updates."""
 
-        newest = self._events.since(self._events.last - RECENT_EVENTS)["events"]
-        checkpoints = self._events.about("event", Happened.CHECKPOINT.value)[-RECENT_CHECKPOINTS:]
+        again: Part = {}
+        if self._round % AGAIN_EVERY == 0:
+            again["events"] = self._events.since(self._events.last - RECENT_EVENTS)["events"]
+            again["checkpoints"] = self._events.about("event", Happened.CHECKPOINT.value)[-RECENT_CHECKPOINTS:]
         return {
             "host": look.host({}, nothing),
             "vms": look.all_vms(),
             "commands": _recent(look.commands({}, nothing)["commands"]),
             "copies": _recent(look.copies({}, nothing)["copies"]),
-            "checkpoints": checkpoints,
-            "events": newest,
+            **again,
         }
 
     def _tell(self, content: Part, **more: Any) -> None:
@@ -128,9 +131,10 @@ class StatusReporter:
 
 
 def _recent(entries: list[Part]) -> list[Part]:
-    """All that have not ended, and the newest of those that have."""
-    ended = [entry for entry in entries if entry["ended_at"] is not None][-MOST_ENDED:]
-    return [entry for entry in entries if entry["ended_at"] is None] + ended
+    """All that have not ended, and the newest of those that have lately."""
+    since = time.time() - ENDED_FOR
+    ended = [entry for entry in entries if entry["ended_at"] is not None and entry["ended_at"] > since]
+    return [entry for entry in entries if entry["ended_at"] is None] + ended[-MOST_ENDED:]
 
 
 def cut(view: Part, most: int = MOST_PART) -> Iterator[Part]:

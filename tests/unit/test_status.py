@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,12 +27,17 @@ def test_a_view_is_whole_when_its_parts_are_put_together(view: dict[str, Any], m
     assert all(len(json.dumps(entry)) >= most / 2 or len(part) >= 1 for part in parts for entry in part)
 
 
+def ended(number: int) -> float | None:
+    """Of the first, never; of every other one long ago, of the rest just now."""
+    return None if number == 0 else 1.0 if number % 2 else time.time()
+
+
 def test_events_travel_together_and_everything_now_and_then() -> None:
     clock, sent = Clock(), []
     look: Any = SimpleNamespace(
         host=lambda *_: {"pid": 1},
         all_vms=lambda: [{"vm": "box", "instance": "g-1"}],
-        commands=lambda *_: {"commands": [{"command": f"c-{n}", "ended_at": 1.0 if n else None} for n in range(900)]},
+        commands=lambda *_: {"commands": [{"command": f"c-{n}", "ended_at": ended(n)} for n in range(900)]},
         copies=lambda *_: {"copies": []},
     )
     events = EventLog(clock)
@@ -48,6 +54,7 @@ def test_events_travel_together_and_everything_now_and_then() -> None:
     told = json.loads(view.payload)
     assert (view.host, view.agent, view.parts, told["vms"][0]["vm"]) == ("lab-1", "h-1", 1, "box")
     assert told["commands"][0]["command"] == "c-0" and len(told["commands"]) == 101
+    assert all(each["ended_at"] != 1.0 for each in told["commands"]) and told["events"] == []
     for number in range(MOST_EVENTS + 50):
         events({"event": "vm_state", "log_time": 1.0, "log_format": "{n}", "n": number})
     assert len(sent) == 1
@@ -57,6 +64,9 @@ def test_events_travel_together_and_everything_now_and_then() -> None:
     del sent[:]
     clock.advance(STATUS_EVERY)
     assert len(sent) == 1 and sent[0].round == view.round + 1
+    assert "events" not in json.loads(sent[0].payload)
+    clock.pump([STATUS_EVERY] * 5)
+    assert len(json.loads(sent[-1].payload)["events"]) == 30
     reporter.stop()
     assert sent[-1].gone
     clock.advance(100)
