@@ -17,7 +17,7 @@ export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
 .PHONY: help example example-seed-2009 test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench
 .PHONY: bench-monitor bundle bundle-windows fuzz chaos chaos-boinc
-.PHONY: image setup clean test-cloud-init
+.PHONY: image setup clean test-cloud-init test-inits
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -73,6 +73,9 @@ test-virtualbox-host: $(VENV)/ready ## test with this host's own VirtualBox and 
 
 test-cloud-init: $(VENV)/peers ## a Debian with systemd and cloud-init installs the agent (minutes, emulated; not run in CI)
 	@$(BIN)/python -m pytest tests/vm/cloud_init.py -s $(PYTEST_ARGS)
+
+test-inits: $(VENV)/peers ## the agent as a service of System V's init and OpenRC (minutes, emulated; not run in CI)
+	@$(BIN)/python -m pytest tests/vm/inits.py -s $(PYTEST_ARGS)
 
 lint: $(VENV)/ready ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .

@@ -14,9 +14,11 @@ chroot "$1" dpkg-query -W -f '${Package} ${Version}\n' >"$1/packages.txt"
 # Not left out by dpkg, because Debian's Python compiles everything that its package lists when it is installed.
 rm -rf "$1/usr/lib/python$PYTHON/lib2to3" "$1/usr/lib/python$PYTHON/pydoc_data" "$1/usr/lib/python$PYTHON/ensurepip"
 
-# Byte code that is used without a look at its source, for all of Debian's Python.
+# Byte code that is used without a look at its source, for all of Debian's Python and the packages that come for it.
 find "$1/usr/lib" -name __pycache__ -prune -exec rm -rf '{}' +
-chroot "$1" python3 -m compileall -q --invalidation-mode unchecked-hash "/usr/lib/python$PYTHON" || true
+for place in "/usr/lib/python$PYTHON" /usr/lib/python3/dist-packages; do
+    [ ! -d "$1$place" ] || chroot "$1" python3 -m compileall -q --invalidation-mode unchecked-hash "$place" || true
+done
 
 # What only package management would need. dpkg's own list stays, as a record of what is here.
 rm -rf "$1/var/cache/"* "$1/var/log/"* "$1/var/lib/dpkg/info/"*.md5sums "$1/var/lib/dpkg/"*-old
