@@ -17,7 +17,7 @@ export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
 .PHONY: help example example-seed-2009 test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench
 .PHONY: bench-monitor bundle bundle-windows fuzz chaos chaos-boinc
-.PHONY: image setup clean test-cloud-init test-inits
+.PHONY: image setup clean test-cloud-init test-inits test-scientific
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -76,6 +76,9 @@ test-cloud-init: $(VENV)/peers ## a Debian with systemd and cloud-init installs 
 
 test-inits: $(VENV)/peers ## the agent as a service of System V's init and OpenRC (minutes, emulated; not run in CI)
 	@$(BIN)/python -m pytest tests/vm/inits.py -s $(PYTEST_ARGS)
+
+test-scientific: $(VENV)/peers ## the recipe debian-scientific: build it, and use NumPy and SciPy (minutes; not run in CI)
+	@$(BIN)/python -m pytest tests/vm/scientific.py -s $(PYTEST_ARGS)
 
 lint: $(VENV)/ready ## ruff and mypy --strict
 	@$(BIN)/ruff format --check .
