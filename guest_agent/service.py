@@ -62,8 +62,7 @@ respawn_delay=1
 respawn_max=0
 
 depend() {{
-    need localmount
-    after net
+    after localmount net
 }}
 """
 
