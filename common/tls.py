@@ -159,11 +159,14 @@ class TlsSocket:
         plain = []
         while True:
             try:
-                plain.append(self._tls.read(RECORD))
+                read = self._tls.read(RECORD)
             except ssl.SSLWantReadError:
                 return b"".join(plain), False
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                read = b""
+            if not read:  # the other end has said goodbye
                 return b"".join(plain), True
+            plain.append(read)
 
     def encrypt(self, data: bytes) -> bytes:
         """What has to go to the network so that the other end reads `data`."""
