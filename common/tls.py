@@ -156,7 +156,7 @@ class TlsSocket:
     def decrypt(self, data: bytes) -> tuple[bytes, bool]:
         """What came from the network, decrypted, and whether TLS has come to its end with it."""
         self._incoming.write(data)
-        plain = []
+        plain: list[bytes] = []
         while True:
             try:
                 read = self._tls.read(RECORD)

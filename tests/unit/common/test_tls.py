@@ -30,7 +30,7 @@ def test_goodbye_is_the_end(tmp_path: Path) -> None:
             except OSError:
                 pass  # we do not say goodbye
 
-    serving = threading.Thread(target=serve)
+    serving = threading.Thread(target=serve, daemon=True)
     serving.start()
     tls = TlsSocket(ours, Tls(ca=(tmp_path / "ca.pem").read_text()), "localhost")
     ours.sendall(tls.encrypt(b"hello"))
