@@ -218,7 +218,8 @@ class Runner:
         """A RUN that we know: the host has started anew. Tell it all it lacks; run nothing."""
         command.run = message
         if command in self._accepted:
-            return  # it is going to be started, and all of it told
+            command.sending = True  # it is going to be started, and all of it told
+            return
         result = command.result
         if command.state is State.ENDED and result is not None:
             have = (message.have_stdout, message.have_stderr)
@@ -237,14 +238,15 @@ class Runner:
             )
 
     def signal(self, message: Signal) -> None:
+        if any(command.run.command == message.command for command in self._accepted):
+            self._hand_over()  # its RUN came just now: the keeper ignores signals to what it does not know
         if self._keeper is not None:
             self._keeper.tell({"op": "signal", "id": message.command, "signal": message.signal})
 
     def confirm(self, commands: Sequence[str]) -> None:
         """The host has the results."""
         for command in commands:
-            if command in self._commands:
-                del self._commands[command]
+            self._commands.pop(command, None)
             self._forget(command)
         if self._keeper is not None:
             self._keeper.tell({"op": "forget", "ids": commands})
