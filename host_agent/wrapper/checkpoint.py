@@ -9,14 +9,12 @@ import contextlib
 import os
 import re
 from pathlib import Path
-
-import attrs
+from typing import NamedTuple
 
 CHECKPOINT_FILE = "wrapper_checkpoint.txt"
 
 
-@attrs.frozen
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """What a restarted wrapper must know."""
 
     tasks_done: int = 0

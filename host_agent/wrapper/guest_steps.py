@@ -99,7 +99,7 @@ class GuestSteps:
         """Its id stands for a run that nobody knows the end of; the next attempt needs another."""
         record = self._record()
         if record is not None:
-            self.saved.keep_command(attrs.evolve(record, asked=False, command=""))
+            self.saved.keep_command(record._replace(asked=False, command=""))
 
     # How steps are taken
 

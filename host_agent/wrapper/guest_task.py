@@ -61,7 +61,7 @@ class GuestTask(GuestSteps):
             self._begin(client)
         if self.state in IN_VM and (wanted := self.wishes.of(self.task.network)) != self._told:
             self._told = wanted
-            self._tell("limit_vm", {**self._vm(), **attrs.asdict(wanted)})
+            self._tell("limit_vm", {**self._vm(), **wanted._asdict()})
         self._advance()
         if self._error is not None:
             raise self._error
@@ -138,7 +138,7 @@ class GuestTask(GuestSteps):
             return False
         try:
             lengths = self._output.lengths()
-            self.saved.keep_command(attrs.evolve(record, output_copied=lengths, copied=self._checkpoints.copy))
+            self.saved.keep_command(record._replace(output_copied=lengths, copied=self._checkpoints.copy))
             self._settle_copy()
         except OSError as error:
             self._checkpoints.failed(f"it cannot be written down: {error.strerror}")
@@ -150,7 +150,7 @@ class GuestTask(GuestSteps):
         record = self._record()
         if record is not None and record.output_copied:
             self._checkpoints.take(record.copied)
-            self.saved.keep_command(attrs.evolve(record, output_kept=record.output_copied, output_copied={}, copied=""))
+            self.saved.keep_command(record._replace(output_kept=record.output_copied, output_copied={}, copied=""))
 
     def fraction(self) -> float:
         return 1.0 if self.state is TaskState.DONE else self._fraction
@@ -282,7 +282,7 @@ class GuestTask(GuestSteps):
         record = self._record()
         assert record is not None
         # Before the host agent hears of the id, so that no crash leaves a command that we would start a second time.
-        self.saved.keep_command(attrs.evolve(record, asked=True))
+        self.saved.keep_command(record._replace(asked=True))
         program = f"./{basename(task.application)}" if task.copy_app_to_vm else task.application
         args = {
             **self._vm_now(),

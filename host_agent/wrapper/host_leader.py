@@ -21,9 +21,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
-
-import attrs
+from typing import NamedTuple, NoReturn
 
 from common.cgroup import TaskGroup
 
@@ -34,8 +32,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-@attrs.frozen
-class LeaderSpec:
+class LeaderSpec(NamedTuple):
     """What a leader starts; the descriptors are open, and inherited by the fork."""
 
     program: str

@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
-
-import attrs
+from typing import NamedTuple, Protocol
 
 from ..programs import script_argv
 from .failures import passing_errno
@@ -21,16 +19,14 @@ from .tasks import ENDED_EARLY, TIME_LIMIT, Left, TaskEnd, TaskError, TaskState,
 CPU_INTERVAL_S = 10.0  # looking through all processes is not free
 
 
-@attrs.frozen
-class ExitStatus:
+class ExitStatus(NamedTuple):
     """How a process ended."""
 
     exit_code: int
     signal: str = ""
 
 
-@attrs.frozen
-class ProcessSpec:
+class ProcessSpec(NamedTuple):
     """What it takes to start one program."""
 
     program: str  # absolute
@@ -94,8 +90,7 @@ def start_process(spec: ProcessSpec, keep_tree: bool = False, use_tstp: bool = F
     return PosixProcess(spec, keep_tree, use_tstp)
 
 
-@attrs.frozen
-class Watch:
+class Watch(NamedTuple):
     """What a host task needs from the loop: to be woken at its end, a note of what runs, and a line in the log."""
 
     readable: Callable[[Process, Callable[[], None]], Callable[[], None]]  # returns the end of the watch
@@ -104,26 +99,37 @@ class Watch:
     say: Callable[[str], None] = lambda _text: None
 
 
-@attrs.define(eq=False)
 class HostTask:
     """A `RunningTask` on the host. `service`: it runs beside the tasks, and may leave processes behind."""
 
-    task: Task
-    slot: Path
-    macros: Macros
-    watch: Watch
-    extra_words: tuple[str, ...] = ()
-    client_priority: int | None = 0  # 1 to 5; 0: the client has no wish; None: it wants no change of ours
-    service: bool = False
-    use_tstp: bool = False
-    state: TaskState = TaskState.READY
-    _process: Process | None = None
-    _suspended: bool = False
-    _on_purpose: str = ""
-    _cpu_s: float = 0.0
-    _cpu_measured: float = 0.0
-    _stderr_start: int = 0
-    _end_watch: Callable[[], None] | None = None
+    def __init__(
+        self,
+        task: Task,
+        slot: Path,
+        macros: Macros,
+        watch: Watch,
+        extra_words: tuple[str, ...] = (),
+        client_priority: int | None = 0,  # 1 to 5; 0: the client has no wish; None: it wants no change of ours
+        service: bool = False,
+        use_tstp: bool = False,
+        state: TaskState = TaskState.READY,
+    ) -> None:
+        self.task = task
+        self.slot = slot
+        self.macros = macros
+        self.watch = watch
+        self.extra_words = extra_words
+        self.client_priority = client_priority
+        self.service = service
+        self.use_tstp = use_tstp
+        self.state = state
+        self._process: Process | None = None
+        self._suspended: bool = False
+        self._on_purpose: str = ""
+        self._cpu_s: float = 0.0
+        self._cpu_measured: float = 0.0
+        self._stderr_start: int = 0
+        self._end_watch: Callable[[], None] | None = None
 
     def check(self) -> None:
         """Whether everything that it needs is there. Raises TaskError; starts nothing."""

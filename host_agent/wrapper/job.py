@@ -10,8 +10,7 @@ import enum
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-
-import attrs
+from typing import NamedTuple
 
 from common.errors import ConfigError
 
@@ -41,8 +40,7 @@ class TaskKind(enum.Enum):
     TASK = "task"  # one after another
 
 
-@attrs.frozen
-class Task:
+class Task(NamedTuple):
     """One task as the file describes it: names are not yet resolved, macros not yet substituted."""
 
     kind: TaskKind
@@ -89,16 +87,14 @@ class Task:
         return f"{name} {self.number} ({self.application}{where})"
 
 
-@attrs.frozen
-class ZipOutput:
+class ZipOutput(NamedTuple):
     """BOINC's `zip_output`: which new files of the slot go into which archive at the end."""
 
     zipfilename: str
     patterns: tuple[str, ...]  # regular expressions, searched in the file's name
 
 
-@attrs.frozen
-class Job:
+class Job(NamedTuple):
     """A whole job.xml."""
 
     path: Path

@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import re
-
-import attrs
+from typing import NamedTuple
 
 
 class Type(enum.Enum):
@@ -23,8 +22,7 @@ class Type(enum.Enum):
     PRIORITY = "0 to 5"
 
 
-@attrs.frozen
-class Tag:
+class Tag(NamedTuple):
     """One tag of a task: its name in the file, the `Task` field it fills, and what it holds."""
 
     name: str

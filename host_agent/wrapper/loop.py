@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import attrs
-
 from .boinc.runtime import SERVICE_S, Leave, Runtime, Status
 from .events import Events
 from .log import Log
@@ -21,19 +19,29 @@ class QuitError(Exception):
     """Not an error of the job: the client, or a signal, wants us to end now and be started again later."""
 
 
-@attrs.define(eq=False)
 class TaskLoop:
     """Runs the steps of a job."""
 
-    slot: Path
-    runtime: Runtime
-    events: Events
-    log: Log
-    progress: Progress
-    services: Services
-    wishes: VmWishes = attrs.field(factory=VmWishes)
-    sporadic: SporadicFiles | None = None
-    status: Status = attrs.field(factory=Status)
+    def __init__(
+        self,
+        slot: Path,
+        runtime: Runtime,
+        events: Events,
+        log: Log,
+        progress: Progress,
+        services: Services,
+        wishes: VmWishes,
+        sporadic: SporadicFiles | None = None,
+    ) -> None:
+        self.slot = slot
+        self.runtime = runtime
+        self.events = events
+        self.log = log
+        self.progress = progress
+        self.services = services
+        self.wishes = wishes
+        self.sporadic = sporadic
+        self.status = Status()
 
     def run(self, step: Step) -> None:
         """Run tasks until all have ended, or one has failed. Raises QuitError and TaskError.

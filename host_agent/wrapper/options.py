@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import attrs
+from typing import NamedTuple
 
 from common.errors import ConfigError
 from common.files import JOB_FILE
@@ -53,8 +52,7 @@ class UsageError(ConfigError):
     """The command line cannot be used."""
 
 
-@attrs.frozen
-class Options:
+class Options(NamedTuple):
     """The command line as values."""
 
     job: Path = Path(JOB_FILE)

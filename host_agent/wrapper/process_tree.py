@@ -10,14 +10,12 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import attrs
+from typing import NamedTuple
 
 PROC = Path("/proc")
 
 
-@attrs.frozen
-class ProcessStat:
+class ProcessStat(NamedTuple):
     """What `/proc/PID/stat` says of one process."""
 
     pid: int

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 from .boinc.runtime import Runtime, Status, critical_section
 from .checkpoint import Checkpoint, write_checkpoint
@@ -16,13 +14,13 @@ from .state import StateFile
 from .trickles import Trickles, Work
 
 
-@attrs.define(eq=False)
 class Clock:
     """Run time of the job: seconds in which it was not suspended, over all its starts."""
 
-    seconds: float = 0.0
-    running: bool = True
-    _last: float = attrs.field(factory=time.monotonic)
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.running = True
+        self._last = time.monotonic()
 
     def tick(self) -> float:
         """Bring it up to date."""
@@ -33,8 +31,7 @@ class Clock:
         return self.seconds
 
 
-@attrs.frozen
-class Now:
+class Now(NamedTuple):
     """How things stand: what there is to tell beside the checkpoint."""
 
     cpu_s: float  # of the whole job
@@ -45,20 +42,28 @@ class Now:
     received_bytes: float = 0.0
 
 
-@attrs.define(eq=False)
 class Progress:
     """How far the job is: CPU time and weight of what is done, and the checkpoint on the disk."""
 
-    job: Job
-    slot: Path
-    runtime: Runtime
-    log: Log
-    state: StateFile
-    trickles: Trickles
-    checkpoint: Checkpoint = attrs.field(factory=Checkpoint)
-    clock: Clock = attrs.field(factory=Clock)
-    fraction: float = 0.0
-    _shown: tuple[float, float] = (-1.0, 0.0)  # fraction and time of the last progress line
+    def __init__(
+        self,
+        job: Job,
+        slot: Path,
+        runtime: Runtime,
+        log: Log,
+        state: StateFile,
+        trickles: Trickles,
+    ) -> None:
+        self.job = job
+        self.slot = slot
+        self.runtime = runtime
+        self.log = log
+        self.state = state
+        self.trickles = trickles
+        self.checkpoint = Checkpoint()
+        self.clock = Clock()
+        self.fraction = 0.0
+        self._shown = (-1.0, 0.0)  # fraction and time of the last progress line
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from an earlier run."""

@@ -10,8 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-
-import attrs
+from typing import NamedTuple
 
 from .job import Task
 
@@ -22,8 +21,7 @@ _LINK = re.compile(rb"<soft_link>\s*([^<>\x00-\x1f]+?)\s*</soft_link>")
 _RESOLVE = re.compile(r"boinc_resolve\(([^)]*)\)")
 
 
-@attrs.frozen
-class Macros:
+class Macros(NamedTuple):
     """What the macros of a job.xml stand for."""
 
     project_dir: str = "."
@@ -47,7 +45,7 @@ class Macros:
 
 def in_guest(macros: Macros) -> Macros:
     """The same macros inside a VM: the host's directories are not there, the agent's home is."""
-    return attrs.evolve(macros, project_dir=".", slot=".")
+    return macros._replace(project_dir=".", slot=".")
 
 
 def soft_link_target(path: Path) -> str | None:

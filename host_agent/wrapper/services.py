@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import attrs
-
 from .events import Events
 from .host_task import HostTask
 from .tasks import TaskError
@@ -18,18 +16,25 @@ if TYPE_CHECKING:
 GRACE_S = 10.0  # for a VMmanage task to end its virtual machines
 
 
-@attrs.define(eq=False)
 class Services:
     """Started before the tasks, watched while they run, ended after them whatever happened."""
 
-    daemons: Sequence[HostTask]
-    managers: Sequence[HostTask]  # empty when no task uses a VM
-    agent: AgentLink | None
-    events: Events
-    say: Callable[[str], None]
-    _started: list[HostTask] = attrs.field(factory=list)
-    _noted: set[int] = attrs.field(factory=set)
-    _needed: set[int] = attrs.field(factory=set)  # VMmanage tasks that ran when VMs began to be used
+    def __init__(
+        self,
+        daemons: Sequence[HostTask],
+        managers: Sequence[HostTask],  # empty when no task uses a VM
+        agent: AgentLink | None,
+        events: Events,
+        say: Callable[[str], None],
+    ) -> None:
+        self.daemons = daemons
+        self.managers = managers
+        self.agent = agent
+        self.events = events
+        self.say = say
+        self._started: list[HostTask] = []
+        self._noted: set[int] = set()
+        self._needed: set[int] = set()  # VMmanage tasks that ran when VMs began to be used
 
     def start(self) -> None:
         """Start all of them. Raises TaskError; `stop()` then ends those that did start."""

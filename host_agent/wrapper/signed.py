@@ -14,20 +14,18 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import attrs
-
 from .boinc.runtime import InitData
 from .job import Job, JobError, Task
 from .resolve import Macros, application_path, soft_link_target
 
 
-@attrs.frozen
 class SignedFiles:
     """The application version's files; none when the client did not say (then nothing can be checked)."""
 
-    slot: Path
-    project_dir: Path
-    names: frozenset[str]
+    def __init__(self, slot: Path, project_dir: Path, names: frozenset[str]) -> None:
+        self.slot = slot
+        self.project_dir = project_dir
+        self.names = names
 
     @classmethod
     def of(cls, slot: Path, given: InitData) -> SignedFiles:

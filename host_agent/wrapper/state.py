@@ -10,18 +10,16 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 from .checkpoint import write_atomically
 
 STATE_FILE = "vmwrapper_state.json"
 _MOST_BYTES = 1 << 20
+_NOTHING: Mapping[str, Any] = {}
 
 
-@attrs.frozen
-class CommandRecord:
+class CommandRecord(NamedTuple):
     """The program of a task in a VM, written down before the host agent is asked to run it."""
 
     task: int  # its number in the job, from 1
@@ -30,21 +28,20 @@ class CommandRecord:
     command: str  # its id, chosen by us: to ask again for the same id is to ask for the same run
     asked: bool = False  # the inputs are in the VM, and the host agent may know the id
     agent: str = ""  # the host agent's state directory
-    output_starts: Mapping[str, int] = attrs.field(factory=dict)  # sizes of the output files before the task
-    output_kept: Mapping[str, int] = attrs.field(factory=dict)  # and when its program's own checkpoint was copied
-    output_copied: Mapping[str, int] = attrs.field(factory=dict)  # the same of a copy that takes the last one's place
+    output_starts: Mapping[str, int] = _NOTHING  # sizes of the output files before the task
+    output_kept: Mapping[str, int] = _NOTHING  # and when its program's own checkpoint was copied
+    output_copied: Mapping[str, int] = _NOTHING  # the same of a copy that takes the last one's place
     copied: str = ""  # which copy that is
     cpu_s: float = 0.0  # of the task: its part of what the checkpoint counts
     cpu_before_s: float = 0.0  # of the task before this command, which goes on from its program's own checkpoint
 
 
-@attrs.frozen
-class State:
+class State(NamedTuple):
     """Everything in the file."""
 
     commands: tuple[CommandRecord, ...] = ()  # of the tasks that run at once; at most one of each
     group_done: tuple[int, ...] = ()  # numbers of the tasks of the present group that need not run again
-    ran_s: Mapping[str, float] = attrs.field(factory=dict)  # by task: of those that run and have a time limit
+    ran_s: Mapping[str, float] = _NOTHING  # by task: of those that run and have a time limit
     temporary_exits: int = 0  # since there was progress
     trickle_s: float | None = None  # the period that the project asked for; None: the option's
     trickles: int = 0  # sent so far
@@ -69,7 +66,7 @@ class StateFile:
 
     def change(self, **values: Any) -> None:
         """Change some of it; when this returns, it is on the disk."""
-        changed = attrs.evolve(self.state, **values)
+        changed = self.state._replace(**values)
         if changed != self.state:
             self.state = changed
             write_atomically(self._path, state_text(changed))
@@ -77,7 +74,8 @@ class StateFile:
 
 def state_text(state: State) -> str:
     """The file's content."""
-    line = json.dumps(attrs.asdict(state), sort_keys=True)
+    values = {**state._asdict(), "commands": [record._asdict() for record in state.commands]}
+    line = json.dumps(values, sort_keys=True)
     return f"{line}\n{zlib.crc32(line.encode()):08x}\n"
 
 

@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import attrs
-
 from .boinc.runtime import Leave, Status
 from .job import Task
 from .log import Log
@@ -28,17 +26,26 @@ NOTE_TIME_S = 60.0  # how often the time of tasks with a time limit is written d
 LEAVE_DEADLINE_S = 40.0  # of the minute that the client gives us, for all tasks together
 
 
-@attrs.define(eq=False)
 class Member:
     """One task of a step."""
 
-    task: Task
-    running: RunningTask
-    limits: _Limits
-    saved: _Changed | None  # whether its program has written its own checkpoint
-    state: TaskState = TaskState.READY  # as last told
-    end: TaskEnd | None = None
-    safe_cpu_s: float = 0.0  # CPU time of work that will not be done again
+    def __init__(
+        self,
+        task: Task,
+        running: RunningTask,
+        limits: _Limits,
+        saved: _Changed | None,  # whether its program has written its own checkpoint
+        state: TaskState = TaskState.READY,  # as last told
+        end: TaskEnd | None = None,
+        safe_cpu_s: float = 0.0,  # CPU time of work that will not be done again
+    ) -> None:
+        self.task = task
+        self.running = running
+        self.limits = limits
+        self.saved = saved
+        self.state = state
+        self.end = end
+        self.safe_cpu_s = safe_cpu_s
 
 
 class Step:
@@ -153,7 +160,7 @@ class Step:
 
     def _save_vm_task(self, member: Member) -> None:
         number, records = member.task.number, self._progress.state.state.commands
-        counted = (attrs.evolve(each, cpu_s=member.safe_cpu_s) if each.task == number else each for each in records)
+        counted = (each._replace(cpu_s=member.safe_cpu_s) if each.task == number else each for each in records)
         try:
             self._progress.save(
                 self._progress.checkpoint.tasks_done, self._safe_cpu_s(), commands=tuple(counted), ran_s=self._ran_s()

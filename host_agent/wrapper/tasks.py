@@ -6,9 +6,7 @@ import enum
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-
-import attrs
+from typing import NamedTuple, Protocol
 
 from common.errors import VMwrapperError
 
@@ -40,8 +38,7 @@ TIME_LIMIT = "reached its time limit and was ended"
 ENDED_EARLY = "was ended early, because the project asked for it"
 
 
-@attrs.frozen
-class TaskEnd:
+class TaskEnd(NamedTuple):
     """How a task's program ended."""
 
     exit_code: int = 0

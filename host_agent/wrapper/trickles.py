@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-
-import attrs
+from typing import NamedTuple
 
 from .boinc.runtime import Runtime
 from .state import StateFile
@@ -17,8 +16,7 @@ _PERIOD = re.compile(r"<trickle_period>\s*(\d{1,9}(?:\.\d{1,6})?)\s*</trickle_pe
 _END_EARLY = re.compile(r"<end_early\s*/>")
 
 
-@attrs.frozen
-class Work:
+class Work(NamedTuple):
     """How much of a job is done, over all its starts."""
 
     run_time_s: float
@@ -27,16 +25,24 @@ class Work:
     tasks_done: int
 
 
-@attrs.define(eq=False)
 class Trickles:
     """Sends at the period, and follows the project."""
 
-    runtime: Runtime
-    state: StateFile
-    option_s: float  # the period of the command line; 0: none
-    fpops: float  # the host's measured speed, operations a second; 0: not measured
-    say: Callable[[str], None]
-    sent_at_s: float = 0.0  # run time at the last message
+    def __init__(
+        self,
+        runtime: Runtime,
+        state: StateFile,
+        option_s: float,  # the period of the command line; 0: none
+        fpops: float,  # the host's measured speed, operations a second; 0: not measured
+        say: Callable[[str], None],
+        sent_at_s: float = 0.0,  # run time at the last message
+    ) -> None:
+        self.runtime = runtime
+        self.state = state
+        self.option_s = option_s
+        self.fpops = fpops
+        self.say = say
+        self.sent_at_s = sent_at_s
 
     @property
     def period_s(self) -> float:

@@ -8,7 +8,7 @@ a quarter.
 
 from __future__ import annotations
 
-import attrs
+from typing import NamedTuple
 
 from .boinc.runtime import InitData, Status
 
@@ -16,8 +16,7 @@ OF_DISK_BOUND = 0.9  # at all of it the client aborts the job
 _MB = 1 << 20
 
 
-@attrs.frozen
-class VmLimits:
+class VmLimits(NamedTuple):
     """Arguments of `limit_vm`."""
 
     cpu_percent: float = 0.0  # 0: no limit
@@ -27,26 +26,25 @@ class VmLimits:
     down_bytes_s: float = 0.0
 
 
-@attrs.define(eq=False)
 class VmWishes:
     """The present ones."""
 
-    limits: VmLimits = VmLimits()
+    def __init__(self) -> None:
+        self.limits = VmLimits()
 
     def of(self, network: bool) -> VmLimits:
         """Those of a VM that may use the network, or may not."""
-        return attrs.evolve(self.limits, network=self.limits.network and network)
+        return self.limits._replace(network=self.limits.network and network)
 
     def follow_network(self, status: Status) -> None:
         """The client's network, as it is just now."""
-        self.limits = attrs.evolve(self.limits, network=not status.network_suspended)
+        self.limits = self.limits._replace(network=not status.network_suspended)
 
     def follow(self, given: InitData) -> None:
         """The client's settings, at the start and whenever they change."""
         percent = given.preferences.cpu_usage_percent
         ours = "vbox" in given.plan_class or bool(given.gpu_type) or 0 < given.ncpus < 1
-        self.limits = attrs.evolve(
-            self.limits,
+        self.limits = self.limits._replace(
             cpu_percent=percent if ours and 0 < percent < 100 else 0.0,
             disk_mb=int(given.disk_bound * OF_DISK_BOUND) // _MB,
             up_bytes_s=given.preferences.max_bytes_up_s,

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from common.errors import VMwrapperError
 
 from .. import __version__
@@ -37,23 +35,38 @@ class ChildFailedError(VMwrapperError):
     """A task's program failed, and with it the job."""
 
 
-@attrs.define(eq=False)
 class Wrapper:
     """One run of a job; `build_wrapper` makes it."""
 
-    job: Job
-    slot: Path
-    log: Log
-    runtime: Runtime
-    standalone: bool  # nobody is there to start us again
-    events: Events
-    leftovers: Leftovers
-    state: StateFile
-    check_programs: Callable[[], None]
-    progress: Progress
-    services: Services
-    loop: TaskLoop
-    make_task: MakeTask
+    def __init__(
+        self,
+        job: Job,
+        slot: Path,
+        log: Log,
+        runtime: Runtime,
+        standalone: bool,  # nobody is there to start us again
+        events: Events,
+        leftovers: Leftovers,
+        state: StateFile,
+        check_programs: Callable[[], None],
+        progress: Progress,
+        services: Services,
+        loop: TaskLoop,
+        make_task: MakeTask,
+    ) -> None:
+        self.job = job
+        self.slot = slot
+        self.log = log
+        self.runtime = runtime
+        self.standalone = standalone
+        self.events = events
+        self.leftovers = leftovers
+        self.state = state
+        self.check_programs = check_programs
+        self.progress = progress
+        self.services = services
+        self.loop = loop
+        self.make_task = make_task
 
     def run(self) -> int:
         """The whole job. Returns the exit status."""
@@ -115,7 +128,7 @@ class Wrapper:
             self.log.say(f"unpacked {name}")
         for task in self.job.unzip_tasks:
             cpu_s = self._run([task], counted=False)
-            self.progress.checkpoint = attrs.evolve(self.progress.checkpoint, cpu_s=cpu_s)
+            self.progress.checkpoint = self.progress.checkpoint._replace(cpu_s=cpu_s)
         if self.job.zip_output:
             note_initial_files(self.slot)
         self.progress.save(0, self.progress.checkpoint.cpu_s)
@@ -143,7 +156,7 @@ class Wrapper:
         failed = step.failed
         if failed is None or failed.end is None:
             return step.cpu_seconds(now=True)
-        self.progress.checkpoint = attrs.evolve(self.progress.checkpoint, cpu_s=step.cpu_seconds(now=True))
+        self.progress.checkpoint = self.progress.checkpoint._replace(cpu_s=step.cpu_seconds(now=True))
         lines = failed.running.error_tail()
         more = f"; the end of {failed.task.stderr_filename}:\n{lines}" if lines else ""
         raise ChildFailedError(f"{failed.task.title} {failed.end.sentence}{more}")

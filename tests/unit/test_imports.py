@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,14 +58,37 @@ def test_the_keeper_needs_only_the_standard_library() -> None:
     }
 
 
-def test_a_boinc_application_needs_only_attrs() -> None:
+def test_a_boinc_application_needs_nothing_but_ours() -> None:
     code = (
         "import sys; before = set(sys.modules); import host_agent.wrapper.boinc.application, "
         "host_agent.wrapper.boinc.client, host_agent.wrapper.boinc.standalone; "
         "print(*sorted({n.partition('.')[0] for n in set(sys.modules) - before}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) - set(sys.stdlib_module_names) == {"attr", "attrs", "common", "host_agent"}
+    assert set(done.stdout.split()) - set(sys.stdlib_module_names) == {"common", "host_agent"}
+
+
+# What makes up most of a small program's start: attrs and dataclasses compile methods of every class, and read modules
+# for it (`inspect`); the others are large, or bring large ones.
+HEAVY = {"argparse", "asyncio", "attr", "ctypes", "dataclasses", "hashlib", "inspect", "lxml", "psutil", "subprocess"}
+HEAVY |= {"tempfile", "twisted", "xml", "zope"}
+MOST_MODULES = 125  # that a start loads beyond a bare Python's
+
+
+def test_a_job_on_the_host_loads_little_until_its_file_is_read(tmp_path: Path) -> None:
+    """Up to the moment when job.xml has been read, which is done by a child of its own."""
+    (tmp_path / "job.xml").write_text("<job_desc><task><application>./none</application></task></job_desc>")
+    code = (
+        "import sys; before = set(sys.modules); from host_agent.wrapper import main; from pathlib import Path; "
+        "main.build_wrapper(main.parse_options([]), Path.cwd()); print(*set(sys.modules) - before)"
+    )
+    argv = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "host_agent.wrapper.wrapper" in loaded
+    assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
+    assert len(loaded) <= MOST_MODULES, sorted(loaded)
 
 
 def test_what_runs_on_a_volunteers_host_does_without_the_extra_packages() -> None:

@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import attrs
-
 from ..resolve import resolve_name
 from . import slot_files
 from .init_data import read_init_data
@@ -66,7 +64,7 @@ class ClientRuntime:
                 self._memory = attach(self.slot, data)
             except OSError as error:
                 self._say(f"running without a client: its shared memory cannot be used ({error})")
-                self._data = attrs.evolve(data, standalone=True)
+                self._data = data._replace(standalone=True)
         self._liveness = Liveness(data.client_pid)
         self._checkpointed = time.monotonic()
         if (self.slot / slot_files.TRICKLE_UP_FILE).exists():  # an earlier start was ended before it could say so
@@ -85,7 +83,7 @@ class ClientRuntime:
             self._data = data
         elif self._data.standalone:
             self._say(f"running without a client: {path.name} is not complete")
-        self._status = attrs.evolve(self._status, reread=False)
+        self._status = self._status._replace(reread=False)
         return self._data
 
     def service(self) -> bool:
@@ -100,7 +98,7 @@ class ClientRuntime:
             self._send()
         if self._critical:
             held = self._shown
-            return attrs.evolve(self._status, suspended=held.suspended, leave=held.leave)
+            return self._status._replace(suspended=held.suspended, leave=held.leave)
         self._shown = self._status
         return self._status
 
@@ -176,7 +174,7 @@ class ClientRuntime:
 
     def need_network(self) -> None:
         self._want_network = True
-        self._status = attrs.evolve(self._status, network_available=False)
+        self._status = self._status._replace(network_available=False)
 
     def network_done(self) -> None:
         self._want_network = False
@@ -216,8 +214,7 @@ class ClientRuntime:
         text = memory.take(Channel.HEARTBEAT)
         if text is not None:
             heart = parse_heart_beat(text)
-            status = attrs.evolve(
-                status,
+            status = status._replace(
                 working_set=status.working_set if heart.working_set is None else heart.working_set,
                 max_working_set=status.max_working_set if heart.max_working_set is None else heart.max_working_set,
                 network_suspended=heart.network_suspended,
@@ -225,14 +222,14 @@ class ClientRuntime:
             )
         if not self._liveness.alive(text is not None):
             # What stands in the memory from here on may be for the application that the next client starts.
-            self._status = attrs.evolve(status, leave=Leave.NO_CLIENT)
+            self._status = status._replace(leave=Leave.NO_CLIENT)
             return
         if control := memory.take(Channel.PROCESS_CONTROL_REQUEST):
             status = _obey(status, control)
         if trickle := memory.take(Channel.TRICKLE_DOWN):
             self._look_for_trickles = self._look_for_trickles or "<have_trickle_down/>" in trickle
         if not status.reread and _mark(self.slot / slot_files.INIT_DATA_FILE) != self._data_mark:
-            status = attrs.evolve(status, reread=True)  # changed preferences come without a message
+            status = status._replace(reread=True)  # changed preferences come without a message
         self._status = status
 
     def _send(self) -> None:
@@ -281,17 +278,17 @@ _HAVE_UPLOAD = "<have_new_upload_file/>"
 def _obey(status: Status, text: str) -> Status:
     """What the client's wish makes of a status."""
     if "<suspend/>" in text:
-        status = attrs.evolve(status, suspended=True)
+        status = status._replace(suspended=True)
     if "<resume/>" in text:
-        status = attrs.evolve(status, suspended=False)
+        status = status._replace(suspended=False)
     if "<quit/>" in text and status.leave is Leave.STAY:
-        status = attrs.evolve(status, leave=Leave.QUIT)
+        status = status._replace(leave=Leave.QUIT)
     if "<abort/>" in text:
-        status = attrs.evolve(status, leave=Leave.ABORT)
+        status = status._replace(leave=Leave.ABORT)
     if "<reread_app_info/>" in text:
-        status = attrs.evolve(status, reread=True)
+        status = status._replace(reread=True)
     if "<network_available/>" in text:
-        status = attrs.evolve(status, network_available=True)
+        status = status._replace(network_available=True)
     return status
 
 

@@ -6,14 +6,12 @@ They look like XML and are none: a message is a few tags one after another, look
 from __future__ import annotations
 
 import re
-
-import attrs
+from typing import NamedTuple
 
 _BEATS = re.compile(r"<(wss|max_wss|sporadic_ca)>\s*([-+.0-9eE]+)\s*</\1>")
 
 
-@attrs.frozen
-class HeartBeat:
+class HeartBeat(NamedTuple):
     """The client's message of every second."""
 
     beat: bool

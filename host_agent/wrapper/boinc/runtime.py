@@ -9,17 +9,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
-
-import attrs
+from typing import NamedTuple, Protocol
 
 from common.errors import VMwrapperError
 
 SERVICE_S = 0.5  # how often `service()` wants to be called: the client rings no bell
 
 
-@attrs.frozen
-class HostInfo:
+class HostInfo(NamedTuple):
     """What the client measured on this computer; 0 or empty: it did not say."""
 
     ncpus: int = 0
@@ -37,8 +34,7 @@ class HostInfo:
     virtualbox_version: str = ""
 
 
-@attrs.frozen
-class Preferences:
+class Preferences(NamedTuple):
     """The volunteer's wishes that an application can follow; the client follows the others. 0: not given."""
 
     cpu_usage_percent: float = 0.0  # of the time; the client does this by suspending us
@@ -54,23 +50,30 @@ class Preferences:
     max_bytes_down_s: float = 0.0
 
 
-@attrs.frozen
-class Proxy:
+def _shown(value: NamedTuple, hidden: frozenset[str]) -> str:
+    """For logs: what is secret stays out of it."""
+    words = (f"{name}={each!r}" for name, each in value._asdict().items() if name not in hidden)
+    return f"{type(value).__name__}({', '.join(words)})"
+
+
+class Proxy(NamedTuple):
     """How the volunteer's computer reaches the network; empty: directly."""
 
     http_host: str = ""
     http_port: int = 0
     http_user: str = ""
-    http_password: str = attrs.field(default="", repr=False)
+    http_password: str = ""  # not in `repr`
     socks_host: str = ""
     socks_port: int = 0
     socks_user: str = ""
-    socks_password: str = attrs.field(default="", repr=False)
+    socks_password: str = ""  # not in `repr`
     no_proxy: str = ""  # names for which none is used, with commas
 
+    def __repr__(self) -> str:
+        return _shown(self, frozenset({"http_password", "socks_password"}))
 
-@attrs.frozen
-class InitData:
+
+class InitData(NamedTuple):
     """What the client tells its application at the start (`init_data.xml`), and again at `Status.reread`."""
 
     standalone: bool = True
@@ -89,7 +92,7 @@ class InitData:
     host_id: int = 0
     user_name: str = ""
     team_name: str = ""
-    authenticator: str = attrs.field(default="", repr=False)
+    authenticator: str = ""  # not in `repr`
     slot: int = 0
     client_pid: int = 0  # 0: an old client, whose heart-beat is its only sign of life
     shm_key: int = -1  # -1: the shared file of the slot (every client since version 6)
@@ -122,6 +125,9 @@ class InitData:
     preferences: Preferences = Preferences()
     proxy: Proxy = Proxy()
 
+    def __repr__(self) -> str:
+        return _shown(self, frozenset({"authenticator"}))
+
 
 class Leave(enum.Enum):
     """Why the application has to go: within a minute, and without a finish file. The value ends a sentence."""
@@ -149,8 +155,7 @@ class SporadicApp(enum.IntEnum):
     WANT_COMPUTE = 2
 
 
-@attrs.frozen
-class Status:
+class Status(NamedTuple):
     """What the client wants right now."""
 
     suspended: bool = False
@@ -168,8 +173,7 @@ class Status:
         return self.leave.value
 
 
-@attrs.frozen
-class Trickle:
+class Trickle(NamedTuple):
     """A message from the project."""
 
     name: str  # of its file in the slot

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import attrs
 import pytest
 
 from host_agent.wrapper import step
@@ -150,7 +149,7 @@ def test_a_kill_while_a_newer_checkpoint_takes_its_place(
     (slot / "o").write_text("begun\nmore\n")
     copied = {"stdout": 11, "stderr": 0} if noted else {}
     kept = {"stdout": 6, "stderr": 0}
-    state.keep_command(attrs.evolve(record, output_kept=kept, output_copied=copied, copied="c1" if noted else ""))
+    state.keep_command(record._replace(output_kept=kept, output_copied=copied, copied="c1" if noted else ""))
     (slot / ("saved" if in_place else "saved.c1.copied")).write_text("8\n")
     (slot / "saved.c2.copied").write_text("9\n")  # of the wrapper before; its agent has ended only now
     assert run(slot) == 0

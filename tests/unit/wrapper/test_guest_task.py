@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
 from host_agent.wrapper import agent_process, step
@@ -193,7 +192,7 @@ def test_the_clients_limits_reach_the_vm(slot: Path, monkeypatch: pytest.MonkeyP
         return Status(reread=len(limits()) == 1)
 
     client = Client(slot, wish)
-    changed = attrs.evolve(given, preferences=Preferences(cpu_usage_percent=30))
+    changed = given._replace(preferences=Preferences(cpu_usage_percent=30))
     monkeypatch.setattr(client, "init_data", lambda: changed)
     assert with_client(wrapper, client, monkeypatch) == 0
     assert [each["cpu_percent"] for each in limits()] == [60, 30]

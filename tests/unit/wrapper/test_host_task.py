@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import attrs
 import pytest
 
 from host_agent.process_identity import start_mark
@@ -35,7 +34,7 @@ def events() -> Iterator[Events]:
 
 
 def make(events: Events, slot: Path, script: str, service: bool = False, **fields: Any) -> HostTask:
-    task = attrs.evolve(TASK, command_line=f'-c "{script}"', stdout_filename="o", **fields)
+    task = TASK._replace(command_line=f'-c "{script}"', stdout_filename="o", **fields)
     watch = Watch(events.watch_until, lambda _pid: None, lambda _pid: None)
     return HostTask(task, slot, Macros(slot=str(slot)), watch, service=service)
 

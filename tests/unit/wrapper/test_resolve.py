@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,14 +79,14 @@ def test_only_boincs_own_links_count(tmp_path: Path, target: str) -> None:
 
 def test_macros_and_links_stay_one_word(tmp_path: Path) -> None:
     link(tmp_path / "in", "../../projects/my project/in_1")
-    task = attrs.evolve(
-        TASK, command_line="-t $NTHREADS $PWD/x ./in ./other boinc_resolve(in) --f=boinc_resolve(in) $GPU_DEVICE_NUM"
+    task = TASK._replace(
+        command_line="-t $NTHREADS $PWD/x ./in ./other boinc_resolve(in) --f=boinc_resolve(in) $GPU_DEVICE_NUM"
     )
     macros = Macros(project_dir="/p q", nthreads=4, device=-1, slot="/s l")
     target = "../../projects/my project/in_1"
     words = ["-t", "4", "/s l/x", target, "./other", target, f"--f={target}", "$GPU_DEVICE_NUM"]
     assert command_words(task, tmp_path, macros) == words
-    with_directory = command_words(attrs.evolve(task, exec_dir="sub"), tmp_path, attrs.evolve(macros, device=1))
+    with_directory = command_words(task._replace(exec_dir="sub"), tmp_path, macros._replace(device=1))
     assert with_directory[3] == str(tmp_path / target)
     assert with_directory[-1] == "1"
 
@@ -96,7 +95,7 @@ def test_macros_and_links_stay_one_word(tmp_path: Path) -> None:
 def test_slashes_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward: bool, slash: str) -> None:
     monkeypatch.setattr(resolve, "WINDOWS", True)
     link(tmp_path / "in", "../../projects/x/in_1")
-    task = attrs.evolve(TASK, command_line="--f=boinc_resolve(in) a/b", forward_slashes=forward)
+    task = TASK._replace(command_line="--f=boinc_resolve(in) a/b", forward_slashes=forward)
     assert command_words(task, tmp_path, Macros()) == [
         f"--f={slash.join(('..', '..', 'projects', 'x', 'in_1'))}",
         "a/b",
@@ -105,22 +104,20 @@ def test_slashes_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for
 
 def test_names_stay_names_in_a_vm(tmp_path: Path) -> None:
     link(tmp_path / "in", "../../projects/x/in_1")
-    task = attrs.evolve(
-        TASK, virtualmachine="V", command_line="./in boinc_resolve(in) $PWD/a", append_cmdline_args=True
-    )
+    task = TASK._replace(virtualmachine="V", command_line="./in boinc_resolve(in) $PWD/a", append_cmdline_args=True)
     assert command_words(task, tmp_path, Macros(slot="/s"), ("--x",)) == ["./in", "in", "./a", "--x"]
 
 
 def test_application(tmp_path: Path) -> None:
     (tmp_path / "app").write_text("#!/bin/sh\n")
-    assert application_path(attrs.evolve(TASK, application="app"), tmp_path, Macros()) == tmp_path / "app"
-    assert application_path(attrs.evolve(TASK, application="./app"), tmp_path, Macros()) == tmp_path / "./app"
-    assert application_path(attrs.evolve(TASK, application="./none"), tmp_path, Macros()) is None
-    found = application_path(attrs.evolve(TASK, application="sh"), tmp_path, Macros())
+    assert application_path(TASK._replace(application="app"), tmp_path, Macros()) == tmp_path / "app"
+    assert application_path(TASK._replace(application="./app"), tmp_path, Macros()) == tmp_path / "./app"
+    assert application_path(TASK._replace(application="./none"), tmp_path, Macros()) is None
+    found = application_path(TASK._replace(application="sh"), tmp_path, Macros())
     assert found is not None
     assert found.is_absolute()
 
 
 def test_setenv() -> None:
-    task = attrs.evolve(TASK, setenv=("A=$NTHREADS", "B=x=y", "A=2"))
+    task = TASK._replace(setenv=("A=$NTHREADS", "B=x=y", "A=2"))
     assert environment(task, Macros(nthreads=3)) == {"A": "2", "B": "x=y"}

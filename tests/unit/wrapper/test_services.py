@@ -55,7 +55,7 @@ def begin(events: Events, tmp_path: Path) -> Iterator[Callable[[str], tuple[Serv
     def start(script: str) -> tuple[Services, StandInAgent, list[str]]:
         watch = Watch(events.watch_until, lambda _pid: None, lambda _pid: None)
         manager = HostTask(
-            attrs.evolve(TASK, command_line=f'-c "{script}"'), tmp_path, Macros(slot=str(tmp_path)), watch, service=True
+            TASK._replace(command_line=f'-c "{script}"'), tmp_path, Macros(slot=str(tmp_path)), watch, service=True
         )
         said: list[str] = []
         agent = StandInAgent()
@@ -145,9 +145,9 @@ def test_waiting_for_a_host_agent_is_told_of_and_has_an_end(
 
 
 def test_the_seeds_own_controller_is_a_host_agent() -> None:
-    task = attrs.evolve(TASK, application="python", command_line="./boincvm/HostMain.py ./boincvm/HostConfig.cfg")
+    task = TASK._replace(application="python", command_line="./boincvm/HostMain.py ./boincvm/HostConfig.cfg")
     assert gives_host_agent(task)
-    assert not gives_host_agent(attrs.evolve(task, command_line="./prepare.py"))
+    assert not gives_host_agent(task._replace(command_line="./prepare.py"))
 
 
 def test_python_is_found_under_the_name_that_it_has_today(
@@ -157,7 +157,7 @@ def test_python_is_found_under_the_name_that_it_has_today(
     programs.mkdir()
     (programs / "python3").symlink_to("/bin/sh")
     monkeypatch.setenv("PATH", str(programs))
-    task = attrs.evolve(TASK, application="python", command_line="-c 'exit 0'")
+    task = TASK._replace(application="python", command_line="-c 'exit 0'")
     assert application_path(task, tmp_path, Macros()) == programs / "python3"
     said: list[str] = []
     watch = Watch(events.watch_until, lambda _pid: None, lambda _pid: None, said.append)

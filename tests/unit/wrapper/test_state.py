@@ -15,6 +15,7 @@ from host_agent.wrapper.state import STATE_FILE, CommandRecord, State, StateFile
 
 SECONDS = st.integers(0, 10**12).map(lambda number: number / 10**6)
 CHECKPOINTS = st.builds(Checkpoint, st.integers(0, 10**6), SECONDS, SECONDS)
+SIZES = st.dictionaries(st.sampled_from(["stdout", "stderr"]), st.integers(0, 2**40))
 RECORDS = st.builds(
     CommandRecord,
     task=st.integers(1, 99),
@@ -22,12 +23,18 @@ RECORDS = st.builds(
     instance=st.text(max_size=20),
     command=st.text(max_size=20),
     asked=st.booleans(),
-    output_starts=st.dictionaries(st.sampled_from(["stdout", "stderr"]), st.integers(0, 2**40)),
+    output_starts=SIZES,
+    output_kept=SIZES,
+    output_copied=SIZES,
+    agent=st.text(max_size=20),
+    cpu_s=SECONDS,
+    cpu_before_s=SECONDS,
 )
 STATES = st.builds(
     State,
     commands=st.lists(RECORDS, max_size=3).map(tuple),
     group_done=st.lists(st.integers(1, 99), max_size=3).map(tuple),
+    ran_s=st.dictionaries(st.sampled_from(["1", "2"]), SECONDS),
     temporary_exits=st.integers(0, 100),
     trickle_s=st.none() | SECONDS,
     trickles=st.integers(0, 10**6),

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
 from host_agent.wrapper.boinc.runtime import Trickle
@@ -135,7 +134,7 @@ Grant = Callable[..., float]
 
 def sent(run_time_s: float, fpops: float = 2e9, cpu_s: float | None = None) -> str:
     done = work(run_time_s)
-    return trickle_text(done if cpu_s is None else attrs.evolve(done, cpu_s=cpu_s), 1, 100.0, fpops)
+    return trickle_text(done if cpu_s is None else done._replace(cpu_s=cpu_s), 1, 100.0, fpops)
 
 
 def test_credit_of_what_we_send(handler: Any) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-import attrs
 import psutil
 import pytest
 
@@ -184,7 +183,7 @@ def test_an_abort_leaves_the_last_words_of_the_task(slot: Path, build: Build, cl
     [(0, False, "", 19), (0, False, "2", 10), (3, False, "2", 0), (1, True, "", 0)],
 )
 def test_priority(slot: Path, build: Build, client: Client, wish: int, no_change: bool, tag: str, nice: int) -> None:
-    client.given = attrs.evolve(client.given, process_priority=wish, no_priority_change=no_change)
+    client.given = client.given._replace(process_priority=wish, no_priority_change=no_change)
     write_job(slot, task("nice > n", f"<priority>{tag}</priority>"))
     assert run(build) == 0
     assert int((slot / "n").read_text()) == min(19, nice + os.getpriority(os.PRIO_PROCESS, 0) * (nice == 0))
@@ -367,7 +366,7 @@ def test_a_mistake_of_ours_is_reported_with_its_traceback(
 
 
 def test_a_program_that_is_not_signed(slot: Path, build: Build, client: Client) -> None:
-    client.given = attrs.evolve(client.given, app_files=("worker_1",))
+    client.given = client.given._replace(app_files=("worker_1",))
     write_job(slot, task("touch never"))
     assert run(build) == 206
     assert "'sh' is not a signed file of the application version" in log(slot)
