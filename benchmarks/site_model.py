@@ -11,6 +11,7 @@ broker's restart, second by second, with the link's own waits between attempts.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import sys
@@ -21,22 +22,42 @@ from pathlib import Path
 import attrs
 
 from common.broker_link import FIRST_WAIT, JITTER, MOST_WAIT, WAIT_FACTOR
+from common.messages import Ack, Beacon, Confirm, Envelope, Message, Output, Result, Run, Usage, encode
+from guest_agent.runner import USAGE_EVERY, USAGE_LONGEST, USAGE_SHARE
 
 STOMP_BYTES = 190  # of a frame's own headers, both ways of a hop together
 SAMPLE = 20_000  # hosts whose day is drawn; more change the third digit
 STORM_MOST = 3600  # seconds that are looked at
 
 
+def _bytes(*messages: Message) -> int:
+    """What such messages are as STOMP bodies, between two sessions that have lasted for a while."""
+    return sum(
+        len(encode(Envelope(message, "0" * 16, "0" * 16, 12_345 if message.NUMBERED else 0, 12_345)))
+        for message in messages
+    )
+
+
+_COMMAND = "c-" + "0" * 16
+USAGE_BYTES = _bytes(Usage(_COMMAND, 1234.56, 123_456_789, 0.123))
+ACK_BYTES = _bytes(Ack())
+BEACON_BYTES = _bytes(
+    Beacon(
+        "0" * 16, 12_345.6, 1.25, 1, 123_456_789, "0" * 16, "worker", "0.1.0", 260_000_000, 1, 1234.5, {_COMMAND: 12.3}
+    )
+)
+COMMAND_BYTES = _bytes(
+    Run(_COMMAND, ("./worker.py", "--input", "in", "--output", "out")),
+    Result(_COMMAND, "exited", 0, user_s=1.25, system_s=0.25, wall_s=12.25, max_rss_bytes=12_345_678, pid=1234),
+    Confirm((_COMMAND,)),
+)
+OUTPUT_BYTES = _bytes(Output(_COMMAND, "stdout", 12_345, b"x" * 500))
+
+
 @attrs.frozen
 class Inputs:
     """What was measured (docs/performance.md says by which command) and what is assumed of volunteers."""
 
-    # measured: bytes of a message without its frame
-    usage_bytes: int = 171
-    ack_bytes: int = 83
-    beacon_bytes: int = 332
-    command_bytes: int = 787  # RUN, STARTED, RESULT, CONFIRM
-    output_bytes: int = 647  # with 500 of a program's
     # measured: requests of 200 B with replies, each acknowledged, 64 at a time (benchmark `broker`, quiet machine)
     activemq_requests_per_s: float = 13_300
     rabbitmq_requests_per_s: float = 8_400
@@ -46,13 +67,15 @@ class Inputs:
     # measured: benchmark `scale`: from connection to HELLO's answer
     joins_per_s: float = 30
     # the protocol's own
-    usage_every_s: float = 0.5
     beacon_every_s: float = 10.0
+    status_every_s: float = 10.0
+    status_bytes: int = 1_100  # benchmark `monitor`: one VM, one command
     # assumed
     hours_per_day: float = 10.0  # that a host computes, mean
     tasks_per_hour: float = 0.5
     commands_per_task: float = 3.0
     outputs_per_task: float = 20.0
+    fractions_per_task: float = 100.0  # how often the fraction done moves
     heap_gb: float = 8.0  # of a broker
 
 
@@ -72,25 +95,48 @@ def measured(file: Path) -> dict[str, float]:
     return {name: convert(metrics[key]) for name, (key, convert) in MEASURED.items() if key in metrics}
 
 
-def day_of(hours: float, given: Inputs) -> tuple[float, float]:
-    """Messages and bytes of one host with one guest on a day when it computes so many hours."""
+@functools.cache
+def usages(task_s: float, fractions: float) -> int:
+    """USAGEs of one program that computes for so long, and whose fraction done moves so many times.
+
+    The guest agent's own rule, look by look: whenever the fraction has moved; CPU time alone after a share of the time
+    that the program has run, at most so long.
+    """
+    count, due, told = 0, 0.0, 0
+    for look in range(1, int(task_s / USAGE_EVERY) + 1):
+        now = look * USAGE_EVERY
+        fraction = int(now * fractions / task_s)
+        if now >= due or fraction != told:
+            count += 1
+            due, told = now + min(USAGE_SHARE * now, USAGE_LONGEST), fraction
+    return count
+
+
+def day_of(hours: float, given: Inputs, *, external: bool = True) -> tuple[float, float]:
+    """Messages and bytes of one host with one guest on a day when it computes so many hours.
+
+    On an `external` broker its host agent tells its STATUS there, too.
+    """
     seconds = hours * 3600
     tasks = hours * given.tasks_per_hour
-    usage = seconds / given.usage_every_s
+    usage = tasks * usages(3600 / given.tasks_per_hour, given.fractions_per_task)
     beacons = seconds / given.beacon_every_s
+    status = seconds / given.status_every_s if external else 0.0
     commands, outputs = tasks * given.commands_per_task, tasks * given.outputs_per_task
     acks = usage + 2 * commands + outputs  # each is alone: the next message comes later than an ACK waits
-    messages = usage + acks + beacons + 4 * commands + outputs
-    size = usage * given.usage_bytes + acks * given.ack_bytes + beacons * given.beacon_bytes
-    size += commands * given.command_bytes + outputs * given.output_bytes
+    messages = usage + acks + beacons + status + 3 * commands + outputs
+    size = usage * USAGE_BYTES + acks * ACK_BYTES + beacons * BEACON_BYTES + status * given.status_bytes
+    size += commands * COMMAND_BYTES + outputs * OUTPUT_BYTES
     return messages, size + messages * STOMP_BYTES
 
 
-def days(given: Inputs, seed: int = 1) -> tuple[float, float, float]:
+def days(given: Inputs, seed: int = 1, *, external: bool = True) -> tuple[float, float, float]:
     """Mean messages, mean bytes and the 99th percentile of messages of a host's day."""
     dice = random.Random(seed)  # noqa: S311
-    share = given.hours_per_day / 24
-    drawn = [day_of(24 * dice.betavariate(2 * share, 2 * (1 - share)), given) for _ in range(SAMPLE)]
+    share = min(1.0, given.hours_per_day / 24)
+    spread = share < 1  # who computes all day long does so every day
+    hours = [24 * dice.betavariate(2 * share, 2 * (1 - share)) if spread else 24.0 for _ in range(SAMPLE)]
+    drawn = [day_of(each, given, external=external) for each in hours]
     counts = sorted(messages for messages, _ in drawn)
     return sum(counts) / SAMPLE, sum(size for _, size in drawn) / SAMPLE, counts[int(SAMPLE * 0.99)]
 
@@ -132,12 +178,15 @@ def _wait_again(due: dict[int, Counter[float]], second: int, wait: float, count:
 
 
 def report(given: Inputs) -> None:
-    messages, size, most = days(given)
-    print(f"one host: {messages:,.0f} messages a day (1 % have over {most:,.0f}), {size / 1e6:.1f} MB")
-    rate = messages / 86_400
-    print(
-        f"          {rate:.2f} messages a second on average; USAGE and its ACKs are {_usage_share(given):.0%} of them"
-    )
+    print(f"bytes: USAGE {USAGE_BYTES}, ACK {ACK_BYTES}, BEACON {BEACON_BYTES}, a command {COMMAND_BYTES}")
+    for external in (False, True):
+        messages, size, most = days(given, external=external)
+        rate = messages / 86_400
+        print(
+            f"one host, {'external' if external else 'its own'} broker: {messages:,.0f} messages a day (1 % have over "
+            f"{most:,.0f}), {size / 1e6:.1f} MB, {rate:.2f} a second on average; "
+            f"{_usage_share(given, external):.0%} are USAGE and its ACKs"
+        )
     print()
     print("| hosts | one broker for | messages/s for each | ActiveMQ: cores | memory | RabbitMQ: cores | memory |")
     print("|---|---|---|---|---|---|---|")
@@ -164,7 +213,7 @@ def report(given: Inputs) -> None:
         first = "messages" if by_messages < by_memory else "memory"
         print(
             f"{name} on two cores: {by_messages:,.0f} hosts by its messages, {by_memory:,.0f} by {given.heap_gb:g} GB "
-            f"of memory; {first} break first"
+            f"of memory: {first} first"
         )
     print()
     print("| clients of a broker that restarts | all are back after | most attempts in a second |")
@@ -175,9 +224,10 @@ def report(given: Inputs) -> None:
         print(f"| {clients:,} | {after} | {attempts:,} |")
 
 
-def _usage_share(given: Inputs) -> float:
-    messages, _ = day_of(given.hours_per_day, given)
-    return 2 * given.hours_per_day * 3600 / given.usage_every_s / messages
+def _usage_share(given: Inputs, external: bool) -> float:
+    messages, _ = day_of(given.hours_per_day, given, external=external)
+    usage = usages(3600 / given.tasks_per_hour, given.fractions_per_task)
+    return 2 * given.hours_per_day * given.tasks_per_hour * usage / messages
 
 
 def main() -> int:
@@ -194,7 +244,12 @@ def main() -> int:
         name, _, value = entry.partition("=")
         if name not in attrs.fields_dict(Inputs):
             parser.error(f"there is no input {name}; there are {', '.join(attrs.fields_dict(Inputs))}")
-        changes[name] = float(value)
+        try:
+            changes[name] = float(value)
+        except ValueError:
+            changes[name] = 0.0
+        if not changes[name] > 0:
+            parser.error(f"{entry}: an input is a number above 0")
     for name, number in changes.items():
         print(f"{name} = {number:g}")
     report(attrs.evolve(Inputs(), **changes))  # type: ignore[arg-type]

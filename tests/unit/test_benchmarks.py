@@ -63,6 +63,29 @@ def test_the_model_takes_what_benchmarks_wrote(tmp_path: Path) -> None:
     assert site_model.measured(file) == {"activemq_requests_per_s": 5000, "joins_per_s": 50}
 
 
+def test_a_model_counts_as_the_guest_agent_does() -> None:
+    assert site_model.usages(3, 0) == 6  # each half second, at first
+    assert site_model.usages(100, 200) == 200  # never more often than it looks
+    assert 40 < site_model.usages(100, 0) < 70
+    long = site_model.usages(7200, 0)
+    assert long - site_model.usages(200, 0) == 7000 / 5  # once in five seconds, in the end
+    assert long < site_model.usages(7200, 100) < long + 101
+
+
+def test_the_model_of_a_site_takes_the_inputs_that_its_help_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(site_model, "SAMPLE", 10)
+    monkeypatch.setattr("sys.argv", ["site_model", "--set", "hours_per_day=24", "--set", "tasks_per_hour=4"])
+    assert site_model.main() == 0
+    assert "memory: memory first" in capsys.readouterr().out
+    for wrong in ("hours_per_day=0", "hours_per_day=x", "hours=3"):
+        monkeypatch.setattr("sys.argv", ["site_model", "--set", wrong])
+        with pytest.raises(SystemExit):
+            site_model.main()
+        assert wrong.partition("=")[0] in capsys.readouterr().err
+
+
 def test_devices_are_for_vms_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = tmp_path / "real" / QEMU
     real.parent.mkdir()
