@@ -59,13 +59,13 @@ class Inputs:
     """What was measured (docs/performance.md says by which command) and what is assumed of volunteers."""
 
     # measured: requests of 200 B with replies, each acknowledged, 64 at a time (benchmark `broker`, quiet machine)
-    activemq_requests_per_s: float = 13_300
+    activemq_requests_per_s: float = 11_100
     rabbitmq_requests_per_s: float = 8_400
     # measured: benchmark `broker`, 1,000 idle clients: growth for one
-    activemq_kb_per_client: float = 129
-    rabbitmq_kb_per_client: float = 206
+    activemq_kb_per_client: float = 133
+    rabbitmq_kb_per_client: float = 203
     # measured: benchmark `scale`: from connection to HELLO's answer
-    joins_per_s: float = 30
+    joins_per_s: float = 178
     # the protocol's own
     beacon_every_s: float = 10.0
     status_every_s: float = 10.0
