@@ -28,7 +28,7 @@ from benchmarks import SHORT
 from benchmarks.report import OURS, show
 from host_agent.hypervisors.images import DEFAULT_IMAGE, find_image
 from host_agent.hypervisors.qemu_machine import QemuMachine
-from host_agent.hypervisors.qemu_states import ZSTD
+from host_agent.hypervisors.qemu_packing import ZSTD
 
 from .host import VM, Bench, reactor, with_guest
 from .vm_states import SeenHypervisor

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.interfaces import IDelayedCall, IProtocolFactory
 from twisted.logger import Logger
 
 from common import messages
@@ -28,7 +28,7 @@ from .events import EventLog, Happened
 from .files_service import FilesService
 from .guests import Guest, Guests
 from .hypervisors.base import Hypervisor
-from .ledger import sweep
+from .ledger import grace_time, some_wait, sweep
 from .observe import Observation
 from .once import Once
 from .operations import Operations
@@ -113,6 +113,8 @@ class HostAgent:
         self.status: StatusReporter | None = None  # where others could read it
         self._fate = Fate.END
         self._looking: Deferred[None] = succeed(None)
+        self._sweeps_again: IDelayedCall | None = None
+        self._ending = False
         self._end = Once(self._shut_down)
 
     def wire(
@@ -141,7 +143,7 @@ class HostAgent:
         arrival = self._first_connection(broker_deadline) if broker_deadline else None
         await self._vms.adopt_all()
         # Beside our own work: a hypervisor may take minutes. Nobody waits for the end of it, and it may be cut short.
-        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+        self._begin_sweep()
         self._looking = Deferred.fromCoroutine(self._look())
         self._looking.addErrback(lambda failure: failure.trap(CancelledError))
         if arrival is not None:
@@ -157,14 +159,25 @@ class HostAgent:
                 if each.fatal:
                     self._vms.missing.append(words)
 
+    def _begin_sweep(self) -> None:
+        self._sweeps_again = None
+        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+
     def _sweep(self) -> None:
         """In a thread of its own."""
         try:
             said = [f"left by one that died: {sentence}" for sentence in sweep()]
+            if some_wait():
+                self._reactor.callFromThread(self._sweep_again)
         except Exception as error:
             said = [f"what others left cannot be removed: {error}"]
         for sentence in said:
             self._reactor.callFromThread(self._log.info, "{sentence}", sentence=sentence)
+
+    def _sweep_again(self) -> None:
+        """When what waits for its next host agent has waited long enough."""
+        if not self._ending:
+            self._sweeps_again = self._reactor.callLater(grace_time() + 1, self._begin_sweep)
 
     def _first_connection(self, deadline: float) -> Deferred[None]:
         def too_late(result: object, seconds: float) -> None:
@@ -212,7 +225,10 @@ class HostAgent:
         return self.shut_down(Fate.LEAVE)
 
     async def _shut_down(self) -> None:
+        self._ending = True
         self._looking.cancel()
+        if self._sweeps_again is not None:
+            self._sweeps_again.cancel()
         for part, end in (
             ("confirmations", self._commits.stop),
             ("virtual machines", self._end_vms),

@@ -3,6 +3,9 @@
 One directory for each VM, `<runtime>/vms/<instance>/`, holds the VM's sockets and `entry.json`: who owns it, which
 process carries it, and which other directory belongs to it. An agent removes its entries itself; `sweep` removes
 those whose owner is provably dead, and nothing else. (Control groups of tasks on the host: `wrapper/task_groups.py`.)
+
+A VM outlives its host agent for the grace time. QEMU's has a leash, which is as good as an owner; one that the
+hypervisor carries by itself has none, and so the first sweep that finds it alone only notes when that was.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError
 from common.files import KEEPER_SOCKETS, runtime_dir, write_private
 
 from .control_client import remove_dead_endpoints
@@ -28,6 +32,15 @@ STATES = "states.json"  # in the directory of a VM that can be restored
 KEEPER_STARTS = 60.0  # seconds in which one may have its socket and not listen yet
 NOBODY: Identity = [0, ""]
 SWEPT = ".swept-"  # in the name of an entry that a sweep removes
+GRACE = 60.0  # seconds that a VM goes on without a host agent, unless VMWRAPPER_GRACE says another number
+
+
+def grace_time() -> float:
+    text = os.environ.get("VMWRAPPER_GRACE", "")
+    try:
+        return max(0.0, float(text)) if text else GRACE
+    except ValueError:
+        raise ConfigError(f"VMWRAPPER_GRACE is {text!r}", "set it to a number of seconds") from None
 
 
 def ledger_dir() -> Path:
@@ -93,6 +106,8 @@ def _sweep_one(place: Path) -> list[str]:
         value = _read(place)
         if value is None or not _is_dead(value):
             return []
+        if value.get("machine") and not value.get("sweeper") and (waits := _may_be_missed(place, value)) is not None:
+            return waits
         # From here on it is ours alone: other sweeps leave it, and an agent that restores the VM makes another entry.
         write_private(place / ENTRY, json.dumps({**value, "sweeper": identity_of(os.getpid())}).encode("utf-8"))
         place.rename(claimed)
@@ -119,6 +134,23 @@ def _read(place: Path) -> dict[str, Any] | None:
 def _is_dead(value: dict[str, Any]) -> bool:
     """Whether nobody is left who would see to the VM."""
     return not any(is_alive(value[who]) for who in ("owner", "leash", "sweeper") if value.get(who))
+
+
+def _may_be_missed(place: Path, value: dict[str, Any]) -> list[str] | None:
+    """What to say of a VM that the next host agent of its slot may take over yet; None when its time is over."""
+    grace, now = grace_time(), time.time()
+    if "alone_since" in value:
+        return [] if value["alone_since"] <= now < value["alone_since"] + grace else None
+    if not grace:
+        return None
+    write_private(place / ENTRY, json.dumps({**value, "alone_since": now}).encode("utf-8"))
+    return [f"left the VM {place.name} to the next host agent of its slot, for {grace:.0f} s"]
+
+
+def some_wait() -> bool:
+    """Whether the last sweep left something to the next one."""
+    alone = [(_read(place) or {}).get("alone_since", 0.0) for place in ledger_dir().iterdir()]
+    return any(since + grace_time() > time.time() for since in alone)
 
 
 def _remove(instance: str, value: dict[str, Any]) -> tuple[list[str], bool]:

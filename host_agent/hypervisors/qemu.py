@@ -18,8 +18,7 @@ from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.utils import getProcessOutputAndValue
 
-from common.errors import ConfigError
-from host_agent.ledger import LedgerEntry, ledger_dir, other_owner
+from host_agent.ledger import LedgerEntry, grace_time, ledger_dir, other_owner
 
 from .base import Capabilities, HeldByAnother, HypervisorError, Machine, MachineSpec, Requirement
 from .kvm import KvmProbe, remedy
@@ -37,14 +36,14 @@ from .qemu_options import (
     find_program,
     program,
 )
-from .qemu_states import ZSTD, States
+from .qemu_packing import ZSTD
+from .qemu_states import States
 from .qemu_templates import Templates
 from .qemu_wiring import WINDOWS, gateway
 
 __all__ = ["GATEWAY", "QEMU", "QemuHypervisor"]
 
 FREE_MEMORY_MB = 512  # under which a VM will not do well
-GRACE = 60.0  # seconds that a VM goes on without a host agent, unless VMWRAPPER_GRACE says another number
 OWNER_ENDS = 30.0  # seconds for a host agent that lets go of its VMs to be gone
 
 
@@ -60,7 +59,7 @@ class QemuHypervisor:
 
     def __init__(self, reactor: Any, grace: float | None = None, warm: bool | None = None) -> None:
         self._reactor = reactor
-        self._grace = _grace() if grace is None else grace
+        self._grace = grace_time() if grace is None else grace
         wanted = os.environ.get("VMWRAPPER_WARM_START", "1") != "0" if warm is None else warm
         self._warm = wanted and self.capabilities.clone_from_template
         self._templates = Templates(reactor)
@@ -140,11 +139,3 @@ class QemuHypervisor:
         shutil.rmtree(spec.directory, ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)
         return None
-
-
-def _grace() -> float:
-    text = os.environ.get("VMWRAPPER_GRACE", "")
-    try:
-        return max(0.0, float(text)) if text else GRACE
-    except ValueError:
-        raise ConfigError(f"VMWRAPPER_GRACE is {text!r}", "set it to a number of seconds") from None

@@ -1,8 +1,8 @@
 """One QEMU VM with its states on disk, and the host agents that it may outlive.
 
-How a state is made while the guest runs: QEMU sends its memory through zstd into a file; when little is left it stops
-the guest and waits. Then the disk's snapshot is taken and the caller notes what belongs to it: memory, disk and notes
-are of one moment. QEMU sends the rest, the guest goes on, and what was written is read back before it counts.
+How a state is made: QEMU stops the guest, the disk's snapshot is taken, QEMU writes the memory while the caller notes
+what belongs to it, and the guest goes on: memory, disk and notes are of one moment. With hardware's help most of the
+memory is written before the guest stands still. What was written is read back before it counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from .base import SAVED, Door, HypervisorError, MachineSpec, MachineState
 from .qemu_disk import TOOL_DEADLINE
 from .qemu_memory import PAUSED_DEADLINE, STATE_DEADLINE, Refused
 from .qemu_options import NAMES, NETWORK, TCG, program
-from .qemu_states import ZSTD, Compressor, State, States, run_tool, sync
+from .qemu_packing import ZSTD, Compressor, Packing
+from .qemu_states import State, States, run_tool, sync
 from .qemu_vm import START_DEADLINE, QemuVm
 from .qemu_wiring import new_process
 from .qmp import QMP
@@ -215,30 +216,35 @@ class QemuMachine(QemuVm):
         qmp, zstd = self._steered(), program(ZSTD)
         state = self._states.begin(name)
         path = self._states.path(state)
+        # An emulated guest stands still for all of it: QEMU's note of what a running one changes is not reliable.
+        live = not end and self.accelerator is not TCG
+        packing: Packing | None = None
 
-        async def standing_still() -> None:
+        async def keep_disk() -> None:
             await self._disk.keep(qmp, state.tag)
-            try:
-                paused()
-            except Exception as error:
-                raise Refused(error) from None
 
         self._throttle(False)
         try:
-            # An emulated guest stands still for all of it: QEMU's note of what a running one changes is not reliable.
-            if (end or self.accelerator is TCG) and before is MachineState.RUNNING:
-                await qmp.execute("stop")
-            compressor = await self._memory.write(qmp, zstd, path, standing_still)
+            packing = Packing(self._reactor, zstd, path, aside_mb=0 if live or end else self.spec.memory_mb)
+            if live:
+                await self._memory.write_live(qmp, packing, keep_disk, paused)
+            else:
+                if before is MachineState.RUNNING:
+                    await sync(self._disk.path)  # what was written so far: QEMU waits for it when it stops the guest
+                    await qmp.execute("stop")
+                await keep_disk()
+                await self._memory.write(qmp, packing, paused)
             if not end:
                 await self._as_before(qmp, before)
                 self._throttle(before is MachineState.RUNNING)
-            await self._check_state(zstd, path, compressor)
+            await self._check_state(zstd, path, packing.pack())
             return self._states.complete(state, current=end)
         except BaseException as error:
+            said = await packing.give_up() if packing is not None else ""
             path.unlink(missing_ok=True)
             await self._undo(state, before)
             if isinstance(error, (HypervisorError, defer.TimeoutError, OSError)) and not isinstance(error, Refused):
-                words = "it took too long" if isinstance(error, defer.TimeoutError) else str(error)
+                words = said or ("it took too long" if isinstance(error, defer.TimeoutError) else str(error))
                 raise HypervisorError(f"the state of {self.spec.name} cannot be kept: {words}") from None
             if isinstance(error, Refused):
                 raise error.error from None

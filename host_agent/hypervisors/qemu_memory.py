@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from .base import HypervisorError
-from .qemu_states import Compressor
+from .qemu_packing import Packing
 from .qmp import QMP
 
 STATE_DEADLINE = 300.0  # seconds for all of a guest's memory, to the disk or from it
@@ -36,38 +34,37 @@ class Memory:
         self._status = ""
         self._waiting: list[tuple[str, Deferred[str]]] = []
 
-    async def write(self, qmp: QMP, zstd: str, path: Path, paused: Callable[[], Awaitable[None]]) -> Compressor:
-        """Into a new file, through zstd, which may still be at work when this returns.
+    async def write(self, qmp: QMP, packing: Packing, noted: Callable[[], None]) -> None:
+        """All of it, while the guest stands still. `noted` is called meanwhile; an error of its own ends it."""
+        await self._begin(qmp, packing, live=False)
+        _noted(noted)
+        await self._reaches(qmp, "completed", STATE_DEADLINE)
 
-        `paused` is called when the guest stands still and little is left to be sent; an error of its own ends it.
-        """
-        wanted = [{"capability": name, "state": True} for name in ("pause-before-switchover", "events")]
-        await qmp.execute("migrate-set-capabilities", capabilities=wanted)
+    async def write_live(
+        self, qmp: QMP, packing: Packing, paused: Callable[[], Awaitable[None]], noted: Callable[[], None]
+    ) -> None:
+        """While the guest goes on. When little is left QEMU stops it: `paused`, `noted`, and the rest is written."""
+        await self._begin(qmp, packing, live=True)
+        await self._reaches(qmp, "pre-switchover", STATE_DEADLINE)
+        await paused()
+        _noted(noted)
+        await qmp.execute("migrate-continue", state="pre-switchover")
+        await self._reaches(qmp, "completed", PAUSED_DEADLINE)
+
+    async def _begin(self, qmp: QMP, packing: Packing, *, live: bool) -> None:
+        wanted = {"pause-before-switchover": live, "events": True}
+        await _capabilities(qmp, wanted)
         await qmp.execute("migrate-set-parameters", **{"max-bandwidth": 10 << 30})  # the disk sets the pace
-        compressor, pipe = Compressor.into(self._reactor, zstd, path)
         try:
-            try:
-                await qmp.pass_descriptor("state", pipe)
-            finally:
-                os.close(pipe)
-            self._status = ""
-            await qmp.execute("migrate", uri="fd:state")
-            await self._reaches(qmp, "pre-switchover", STATE_DEADLINE)
-            await paused()
-            await qmp.execute("migrate-continue", state="pre-switchover")
-            await self._reaches(qmp, "completed", PAUSED_DEADLINE)
-        except BaseException as error:
-            compressor.kill() if not compressor.ended.called else None
-            words = await compressor.ended if not isinstance(error, Refused) else ""
-            if words and isinstance(error, HypervisorError) and words.startswith("zstd"):
-                raise HypervisorError(words) from None
-            raise
-        return compressor
+            await qmp.pass_descriptor("state", packing.descriptor)
+        finally:
+            packing.passed()
+        self._status = ""
+        await qmp.execute("migrate", uri="fd:state")
 
     async def read(self, qmp: QMP, source: int) -> None:
         """From a descriptor, whose other end must not wait for us to close ours."""
-        wanted = [{"capability": "events", "state": True}]
-        await qmp.execute("migrate-set-capabilities", capabilities=wanted)
+        await _capabilities(qmp, {"events": True})
         await qmp.pass_descriptor("state", source)
         self._status = ""
         await qmp.execute("migrate-incoming", uri="fd:state")
@@ -116,3 +113,15 @@ class Memory:
         else:
             self._waiting.append((wanted, waiter))
         return waiter
+
+
+async def _capabilities(qmp: QMP, wanted: dict[str, bool]) -> None:
+    each = [{"capability": name, "state": state} for name, state in wanted.items()]
+    await qmp.execute("migrate-set-capabilities", capabilities=each)
+
+
+def _noted(noted: Callable[[], None]) -> None:
+    try:
+        noted()
+    except Exception as error:
+        raise Refused(error) from None

@@ -17,11 +17,8 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProcessTransport
-from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
-from twisted.python.failure import Failure
 
 from common.files import write_private
 
@@ -29,7 +26,6 @@ from .base import HypervisorError
 from .leash import STATES
 
 FORMAT = 1
-ZSTD = "zstd"
 TAG = "vmwrapper-"  # of our snapshots inside disk images
 _FILE = re.compile(r"state-[0-9a-f]{16}\.zst")
 
@@ -157,54 +153,6 @@ def sync(*paths: Path) -> Deferred[None]:
                 os.close(descriptor)
 
     return deferToThread(wait)
-
-
-class Compressor(ProcessProtocol):
-    """zstd between a pipe of QEMU's and a file. `ended` fires with "" or why it failed."""
-
-    transport: IProcessTransport
-
-    def __init__(self) -> None:
-        self._errors = b""
-        self.ended: Deferred[str] = Deferred()
-
-    @classmethod
-    def into(cls, reactor: Any, zstd: str, path: Path) -> tuple[Compressor, int]:
-        """Compress into a new file; also returns the pipe's end for QEMU, which the caller closes."""
-        own, other = os.pipe()
-        with path.open("xb") as file:
-            return cls._between(reactor, [zstd, "-1", "-q", "-c"], own, file.fileno(), own), other
-
-    @classmethod
-    def out_of(cls, reactor: Any, zstd: str, path: Path) -> tuple[Compressor, int]:
-        """Unpack a file, which zstd checks by its checksum."""
-        other, own = os.pipe()
-        with path.open("rb") as file:
-            return cls._between(reactor, [zstd, "-d", "-q", "-c"], file.fileno(), own, own), other
-
-    @classmethod
-    def _between(cls, reactor: Any, command: list[str], source: int, target: int, ours: int) -> Compressor:
-        made = cls()
-        places = {0: source, 1: target, 2: "r"}
-        try:
-            reactor.spawnProcess(made, command[0], command, env=None, childFDs=places)
-        finally:
-            os.close(ours)
-        return made
-
-    def errReceived(self, data: bytes) -> None:
-        self._errors = (self._errors + data)[-2000:]
-
-    def kill(self) -> None:
-        try:
-            self.transport.signalProcess("KILL")
-        except Exception:
-            pass  # it has ended
-
-    def processEnded(self, reason: Failure) -> None:
-        words = self._errors.decode("utf-8", "replace").strip().splitlines()
-        failed = getattr(reason.value, "exitCode", None) != 0
-        self.ended.callback((words[-1] if words else reason.getErrorMessage()) if failed else "")
 
 
 async def run_tool(reactor: Any, deadline: float, sentence: str, program: str, *arguments: str) -> str:

@@ -30,7 +30,8 @@ from .base import HypervisorError, MachineSpec
 from .images import Image
 from .qemu_machine import Clone, QemuMachine
 from .qemu_options import KVM, QEMU, command_line, program
-from .qemu_states import ZSTD, States, run_tool, sync
+from .qemu_packing import ZSTD
+from .qemu_states import States, run_tool, sync
 from .qemu_vm import DISK
 from .qemu_wiring import Wires
 

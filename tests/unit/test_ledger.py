@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.errors import ConfigError
 from common.files import endpoints_dir
 from host_agent import ledger
 from host_agent.control_client import endpoints, remove_dead_endpoints
@@ -68,6 +70,47 @@ def test_only_directories_of_vms_are_removed(tmp_path: Path) -> None:
     forge(entry, owner=[2**22 - 1, 1.0])
     sweep()
     assert (tmp_path / "precious").is_dir()
+
+
+def test_a_vm_without_a_leash_waits_for_the_next_agent_of_its_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+
+    def unregister(hypervisor: str, machine: str, directory: Path) -> str:
+        removed.append(machine)
+        return ""
+
+    monkeypatch.setattr(ledger, "_unregister", unregister)
+    directory = tmp_path / "vm-a"
+    directory.mkdir()
+    entry = LedgerEntry("a", directory)
+    entry.has_machine("virtualbox", "UUID")
+    forge(entry, owner=[2**22 - 1, 1.0])
+    assert not ledger.some_wait()
+    assert sweep() == ["left the VM a to the next host agent of its slot, for 60 s"]
+    assert ledger.some_wait()
+    assert sweep() == [], "not yet, and it was said"
+    LedgerEntry("a", directory).has_machine("virtualbox", "UUID")  # which takes it over
+    assert sweep() == []
+    assert not ledger.some_wait()
+    forge(entry, owner=[2**22 - 1, 1.0])  # and is killed, too
+    assert sweep() != []
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + ledger.GRACE + 1)
+    assert not removed
+    assert not ledger.some_wait(), "the next sweep removes it, and there is nothing to wait for"
+    assert "removed the VM a from virtualbox" in sweep()
+    assert removed == ["UUID"]
+    assert not directory.exists()
+    assert not ledger.some_wait()
+
+
+@pytest.mark.parametrize("value", ["soon", "1e"])
+def test_a_grace_time_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMWRAPPER_GRACE", value)
+    with pytest.raises(ConfigError, match="VMWRAPPER_GRACE"):
+        ledger.grace_time()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"owner":1}'])

@@ -237,8 +237,10 @@ async def test_image_of_another_hypervisor_is_refused(
         assert "boot loader" in caught.value.hint
 
 
-def test_what_a_killed_host_agent_leaves_is_removed(tiny: Image, tmp_path: Path) -> None:
-    """VM, disks and registration; a machine that is not ours stays."""
+def test_what_a_killed_host_agent_leaves_is_removed(
+    tiny: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VM, disks and registration, when nobody has taken it over; a machine that is not ours stays."""
     manage("createvm", "--name", "theirs", "--register", "--basefolder", str(tmp_path / "theirs"))
     directory = tmp_path / "vm-crash"
     directory.mkdir(mode=0o700)
@@ -257,6 +259,12 @@ def test_what_a_killed_host_agent_leaves_is_removed(tiny: Image, tmp_path: Path)
         ).stdout
         assert re.search(r"^crash \S+ +running +left behind", listed, re.M), listed
         assert re.search(r"^theirs +poweredoff +not ours", listed, re.M), listed
+        (sentence,) = sweep()
+        assert re.match(r"left the VM \S+ to the next host agent", sentence)
+        assert sweep() == []
+        assert directory.exists()
+        assert "crash" in manage("list", "runningvms")
+        monkeypatch.setenv("VMWRAPPER_GRACE", "0")  # its time is over
         sentences = sweep()
         assert any("removed the VM" in sentence for sentence in sentences), sentences
         assert not directory.exists()

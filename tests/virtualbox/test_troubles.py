@@ -257,6 +257,7 @@ def test_sweep_keeps_what_can_be_restored(tmp_path: Path, monkeypatch: pytest.Mo
     entry = ledger.LedgerEntry("g-saved", directory)
     entry.has_machine("virtualbox", "UUID")
     monkeypatch.setattr(ledger, "is_alive", lambda identity: False)
+    monkeypatch.setenv("VMWRAPPER_GRACE", "0")
     assert ledger.sweep() == [f"kept {directory}: its VM can be restored"]
     assert saved.exists()
     assert not asked
