@@ -19,7 +19,8 @@ from twisted.internet.task import LoopingCall
 
 from benchmarks.simulated_host import Shown, SimulatedHost
 from common import messages
-from common.broker_link import BrokerAddress, BrokerLink, Credentials, Dialect
+from common.broker_address import BrokerAddress, Credentials, Dialect
+from common.broker_link import BrokerLink
 from common.messages import Beacon, Envelope
 from host_agent.broker.embedded import EmbeddedBroker
 from host_agent.broker.principals import allow_all

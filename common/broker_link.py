@@ -8,7 +8,6 @@ producer pauses; a reactor that is behind does not read, and TCP stops the broke
 
 from __future__ import annotations
 
-import enum
 import logging
 import random
 import secrets
@@ -21,9 +20,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from .broker_address import BrokerAddress, BrokerEvents, Credentials, Dialect
 from .reactor_connection import ReactorConnection
 from .stomp_connection import StompConnection
-from .tls import Tls
 
 FIRST_WAIT, WAIT_FACTOR, MOST_WAIT, JITTER = 1.0, 1.5, 60.0, 0.2  # seconds between attempts
 STABLE = 5.0  # a connection that lasted so many seconds begins the waits anew
@@ -33,56 +32,6 @@ DRAIN_SECONDS = 10.0
 
 # stomp.py logs what our own events already tell, with tracebacks; only its debug log would add something.
 logging.getLogger("stomp.py").setLevel(logging.CRITICAL)
-
-
-@attrs.frozen
-class BrokerAddress:
-    """One broker of a fail-over list; without `tls` the connection is not encrypted."""
-
-    host: str
-    port: int
-    tls: Tls | None = None
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-
-@attrs.frozen
-class Credentials:
-    """What a broker asks for. The passcode never shows in logs."""
-
-    login: str
-    passcode: str = attrs.field(repr=False)
-
-
-class Dialect(enum.Enum):
-    """How a broker names our destinations (`docs/broker.md` says why they differ)."""
-
-    STOMP = "stomp"  # as they are: the embedded broker, ActiveMQ
-    RABBITMQ = "rabbitmq"  # an exchange to send to and a queue to read, both declared beforehand
-
-    def to_send(self, destination: str) -> str:
-        if self is Dialect.STOMP:
-            return destination
-        return f"/exchange/{destination.split('/', 2)[2]}"
-
-    def to_subscribe(self, destination: str, login: str) -> str:
-        if self is Dialect.STOMP:
-            return destination
-        _, kind, name = destination.split("/", 2)
-        # Each reader of a topic has a queue of its own, bound to the topic's exchange.
-        return f"/amq/queue/{name}.{login}" if kind == "topic" else f"/amq/queue/{name}"
-
-
-class BrokerEvents(Protocol):
-    """Who is told what happens on a connection; all calls are made in the reactor's thread."""
-
-    def broker_connected(self) -> None: ...
-
-    def broker_disconnected(self, reason: str) -> None: ...
-
-    def broker_message(self, destination: str, body: bytes) -> None: ...
 
 
 class ReactorThreads(Protocol):

@@ -8,9 +8,8 @@ from typing import Any
 
 import attrs
 
-from .broker_link import BrokerAddress, Credentials, Dialect
+from .broker_address import BrokerAddress, Credentials, Dialect, Tls
 from .errors import ConfigError
-from .tls import Tls
 
 FORMAT = 2
 

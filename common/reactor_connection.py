@@ -27,7 +27,7 @@ from .stomp_connection import HEARTBEAT_MS, HELD_UP, MOST_FRAME, Stomp, StompCon
 from .tls import TlsSocket
 
 if TYPE_CHECKING:
-    from .broker_link import BrokerAddress, Credentials
+    from .broker_address import BrokerAddress, Credentials
 
 _READ = 65536
 _PATIENCE = 1.5  # times the broker's interval that may pass without a word from it

@@ -23,7 +23,7 @@ from .errors import ConfigError
 from .tls import TlsError, TlsSocket
 
 if TYPE_CHECKING:
-    from .broker_link import BrokerAddress, Credentials
+    from .broker_address import BrokerAddress, Credentials
 
 HEARTBEAT_MS = 10_000
 CONNECT_TIMEOUT = 20.0  # seconds for TCP and TLS, and again for the broker's CONNECTED

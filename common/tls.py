@@ -11,9 +11,8 @@ import socket
 import ssl
 import threading
 
-import attrs
-
-from .errors import ConfigError, VMwrapperError
+from .broker_address import Tls
+from .errors import VMwrapperError
 
 RECORD = 65536  # bytes read from the network at once
 
@@ -25,27 +24,6 @@ _UNKNOWN = "shows a certificate of an unknown authority; give that authority's c
 
 class TlsError(VMwrapperError):
     """TLS could not be agreed on; the sentence is the rest of "the broker at … "."""
-
-
-@attrs.frozen
-class Tls:
-    """How a broker's certificate is checked.
-
-    `ca`: the accepted authorities' certificates as PEM text, "" for those of the operating system.
-    `server_name`: the name that the certificate must carry, "" for the host that is connected to.
-    """
-
-    ca: str = attrs.field(default="", repr=False)
-    server_name: str = ""
-
-    def context(self) -> ssl.SSLContext:
-        """Made anew for each connection: it is cheap beside the handshake. ConfigError when the PEM is none."""
-        try:
-            context = ssl.create_default_context(cadata=self.ca or None)
-        except (ssl.SSLError, ValueError) as error:
-            raise ConfigError(f"the certificate authority for the broker is not a PEM certificate: {error}") from None
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return context
 
 
 class TlsSocket:

@@ -59,6 +59,9 @@ def _ensure_keeper(path: Path) -> None:
 
 
 def _run_agent(config_path: Path, home: Path, host_line: bool, log_format: str, debug: bool) -> int:
+    from common.lean import import_twisted
+
+    import_twisted()
     from twisted.internet import reactor
 
     from common.config import GuestConfig

@@ -15,7 +15,6 @@ from common import messages
 from common.errors import VMwrapperError
 
 from .broker.access import BrokerAccess, HostLink, OwnBroker
-from .broker.external import ExternalBroker
 from .broker.settings import BrokerSettings
 from .checkpoints import Checkpoints
 from .chirp import Chirp
@@ -55,7 +54,7 @@ def build_host_agent(
     `stopped` is called when the agent was asked to end and has ended everything it had.
     The broker is the embedded one, or an `external` one. `chirp_tools`: where cctools are, if not on PATH.
     """
-    broker: BrokerAccess = OwnBroker(reactor, state.agent_id) if external is None else ExternalBroker(reactor, external)
+    broker = _external_broker(reactor, external) if external is not None else OwnBroker(reactor, state.agent_id)
     files = FilesService(reactor)
     agent = HostAgent(reactor, hypervisor, state, broker, stopped)
 
@@ -83,6 +82,13 @@ def build_host_agent(
     if external is not None and external.status:
         agent.status = StatusReporter(reactor, broker.host, state.agent_id, observation, events, agent.send)
     return agent
+
+
+def _external_broker(reactor: Any, settings: BrokerSettings) -> BrokerAccess:
+    # Imported late: what connects to brokers takes memory, and the embedded one needs none of it.
+    from .broker.external import ExternalBroker
+
+    return ExternalBroker(reactor, settings)
 
 
 class HostAgent:

@@ -11,10 +11,12 @@ A token opens one copy, in one direction, for one guest's connections, until the
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -22,17 +24,18 @@ from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IPushPro
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import CONFLICT, NOT_FOUND, REQUEST_ENTITY_TOO_LARGE
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request, Site
+from twisted.web.http import CONFLICT, NOT_FOUND, REQUEST_ENTITY_TOO_LARGE, Request
 from zope.interface import implementer
 
 from common import transfer
 from common.errors import VMwrapperError
 
+from .http_server import HttpServer
+
 LIFETIME = 24 * 3600.0  # seconds
 BLOCK = 4 * 1024 * 1024  # largest body of a PUT of data
 PIECE = 256 * 1024  # bytes that one turn of the reactor reads and sends
+TIMEOUT = 120.0  # seconds without a byte on a connection
 
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all
 
@@ -93,139 +96,116 @@ class FilesService:
 
     def factory_for(self, guest: str) -> IProtocolFactory:
         """A server for the connections of one guest."""
-        site = Site(_Root(self, guest), requestFactory=_BoundedRequest, timeout=120)
-        site.noisy = False
-        return site
+        return HttpServer(lambda channel: _Request(channel, self, guest), TIMEOUT)
 
 
-class _BoundedRequest(Request):
-    """Breaks off a body that is larger than anything we asked for."""
+class _Request(Request):
+    """One request; the last part of the path and the method say what is asked of a copy."""
 
+    _log = Logger()
+    _copy: OpenCopy
     _received = 0
 
+    def __init__(self, channel: Any, service: FilesService, guest: str) -> None:
+        super().__init__(channel)
+        self._service, self._guest = service, guest
+
+    def gotLength(self, length: int | None) -> None:
+        self.content = io.BytesIO()  # `handleContentChunk` bounds it; a file on the disk would be twice the work
+
     def handleContentChunk(self, data: bytes) -> None:
+        """Breaks off a body that is larger than anything we asked for."""
         self._received += len(data)
         if self._received > max(BLOCK, transfer.MAX_MANIFEST):
             self.loseConnection()
         else:
             super().handleContentChunk(data)
 
-
-class _Root(Resource):
-    def __init__(self, service: FilesService, guest: str) -> None:
-        super().__init__()
-        self._service, self._guest = service, guest
-
-    def getChild(self, path: bytes, request: Request) -> Resource:
-        copy = self._service.find(path.decode("ascii", "replace"), self._guest)
-        return _CopyResource(copy) if copy is not None else _Refusal(NOT_FOUND, "no such copy, or its time is over")
-
-
-class _Refusal(Resource):
-    isLeaf = True
-
-    def __init__(self, code: int, sentence: str) -> None:
-        super().__init__()
-        self._code, self._sentence = code, sentence
-
-    def render(self, request: Request) -> bytes:
-        return _refuse(request, self._code, self._sentence)
-
-
-def _refuse(request: Request, code: int, sentence: str) -> bytes:
-    request.setResponseCode(code)
-    request.setHeader(b"content-type", b"text/plain; charset=utf-8")
-    return sentence.encode("utf-8")
-
-
-class _CopyResource(Resource):
-    """One copy; the last part of the path and the method say what is asked."""
-
-    isLeaf = True
-    _log = Logger()
-
-    def __init__(self, copy: OpenCopy) -> None:
-        super().__init__()
+    def process(self) -> None:
+        token, _, what = self.path[1:].decode("ascii", "replace").partition("/")
+        copy = self._service.find(token, self._guest)
+        if copy is None:
+            self._refuse(NOT_FOUND, "no such copy, or its time is over")
+            return
         self._copy = copy
-
-    def render(self, request: Request) -> bytes | int:
-        what = b"/".join(request.postpath or []).decode("ascii", "replace")
-        method = request.method.decode("ascii", "replace")
-        handlers: dict[tuple[str, str, bool], Callable[[Request], Deferred[bytes] | bytes | int]] = {
+        handlers: dict[tuple[str, str, bool], Callable[[], Deferred[bytes] | bytes | None]] = {
             ("GET", "manifest", True): self._get_manifest,
             ("GET", "data", True): self._get_data,
             ("PUT", "manifest", False): self._put_manifest,
             ("PUT", "data", False): self._put_data,
             ("POST", "done", False): self._done,
         }
-        handler = handlers.get((method, what, self._copy.inwards))
-        if handler is None or self._copy.finished:
-            return _refuse(request, NOT_FOUND, "this copy has nothing of that kind")
+        handler = handlers.get((self.method.decode("ascii", "replace"), what, copy.inwards))
+        if handler is None or copy.finished:
+            self._refuse(NOT_FOUND, "this copy has nothing of that kind")
+            return
         try:
-            answer = handler(request)
-        except VMwrapperError as error:
-            return _refuse(request, 422, str(error))
+            answer = handler()
+        except Exception:
+            self._failed(Failure())
+            return
         if isinstance(answer, Deferred):
-            answer.addCallbacks(self._answer, self._failed, callbackArgs=(request,), errbackArgs=(request,))
-            return NOT_DONE_YET
-        return answer
+            answer.addCallbacks(self._answer, self._failed)
+        elif answer is not None:
+            self._answer(answer)
 
-    def _answer(self, body: bytes, request: Request) -> None:
-        if not request._disconnected:
-            request.setHeader(b"content-length", str(len(body)).encode("ascii"))
-            request.write(body)
-            request.finish()
+    def _answer(self, body: bytes) -> None:
+        if not self._disconnected and not self.finished:
+            self.setHeader(b"content-length", str(len(body)).encode("ascii"))
+            self.write(body)
+            self.finish()
 
-    def _failed(self, failure: Failure, request: Request) -> None:
+    def _refuse(self, code: int, sentence: str) -> None:
+        self.setResponseCode(code)
+        self.setHeader(b"content-type", b"text/plain; charset=utf-8")
+        self._answer(sentence.encode("utf-8"))
+
+    def _failed(self, failure: Failure) -> None:
         if not failure.check(VMwrapperError):
             self._log.failure("a copy failed", failure)
-        if not request._disconnected:
-            request.write(_refuse(request, 422, str(failure.value)))
-            request.finish()
+        self._refuse(422, str(failure.value))
 
     # -- host → guest
 
-    def _get_manifest(self, request: Request) -> Deferred[bytes]:
+    def _get_manifest(self) -> Deferred[bytes]:
         def found(manifest: transfer.Manifest) -> bytes:
             self._copy.manifest = manifest
             return manifest.to_json()
 
         return deferToThread(transfer.scan, self._copy.path).addCallback(found)
 
-    def _get_data(self, request: Request) -> int:
+    def _get_data(self) -> None:
         if self._copy.manifest is not None:
-            return self._send_data(request, self._copy.manifest)
+            self._send_data(self._copy.manifest)
+            return
 
         # The guest has the manifest from a host agent that is no more.
         def found(manifest: transfer.Manifest) -> None:
             self._copy.manifest = manifest
-            self._send_data(request, manifest)
+            self._send_data(manifest)
 
-        scanned = deferToThread(transfer.scan, self._copy.path).addCallback(found)
-        scanned.addErrback(self._failed, request)
-        return NOT_DONE_YET
+        deferToThread(transfer.scan, self._copy.path).addCallback(found).addErrback(self._failed)
 
-    def _send_data(self, request: Request, manifest: transfer.Manifest) -> int:
-        start = _range_start(request.getHeader(b"range"))
+    def _send_data(self, manifest: transfer.Manifest) -> None:
+        start = _range_start(self.getHeader(b"range"))
         source = transfer.Source(self._copy.path, manifest)
         if start > manifest.total:
             raise VMwrapperError(f"the copy has {manifest.total} bytes, and none at {start}")
         if start:
-            request.setResponseCode(206)
-            request.setHeader(b"content-range", f"bytes {start}-{source.length - 1}/{source.length}".encode("ascii"))
-        request.setHeader(b"content-length", str(source.length - start).encode("ascii"))
+            self.setResponseCode(206)
+            self.setHeader(b"content-range", f"bytes {start}-{source.length - 1}/{source.length}".encode("ascii"))
+        self.setHeader(b"content-length", str(source.length - start).encode("ascii"))
+        if not start:
+            _Streamer(self, source, self._copy)
+            return
         # What lies before `start` is read again for the digest: in a thread, it may be much.
-        skipped = deferToThread(source.skip_to, start) if start else None
-        if skipped is None:
-            _Streamer(request, source, self._copy)
-        else:
-            skipped.addCallbacks(lambda _: _Streamer(request, source, self._copy), self._failed, errbackArgs=(request,))
-        return NOT_DONE_YET
+        skipped = deferToThread(source.skip_to, start)
+        skipped.addCallbacks(lambda _: _Streamer(self, source, self._copy), self._failed)
 
     # -- guest → host
 
-    def _put_manifest(self, request: Request) -> Deferred[bytes]:
-        manifest = transfer.Manifest.from_json(_body(request))
+    def _put_manifest(self) -> Deferred[bytes]:
+        manifest = transfer.Manifest.from_json(self._body())
         copy = self._copy
 
         def prepare() -> transfer.Sink:
@@ -239,30 +219,42 @@ class _CopyResource(Resource):
 
         return deferToThread(prepare).addCallback(prepared)
 
-    def _put_data(self, request: Request) -> bytes:
+    def _put_data(self) -> bytes | None:
         sink = self._copy.sink
         if sink is None:
-            return _refuse(request, CONFLICT, json.dumps({"offset": 0}))
-        if request.args is None or request.args.get(b"offset", [b""])[0] != str(sink.offset).encode("ascii"):
-            return _refuse(request, CONFLICT, _offset(sink).decode("ascii"))
-        body = _body(request)
+            self._not_next(0)
+            return None
+        if self.args is None or self.args.get(b"offset", [b""])[0] != str(sink.offset).encode("ascii"):
+            self._not_next(sink.offset)
+            return None
+        body = self._body()
         if len(body) > BLOCK:
-            return _refuse(request, REQUEST_ENTITY_TOO_LARGE, f"a block has at most {BLOCK} bytes")
+            self._refuse(REQUEST_ENTITY_TOO_LARGE, f"a block has at most {BLOCK} bytes")
+            return None
         sink.write(body)
         self._copy.progress(sink.offset, sink.total)
         return _offset(sink)
 
-    def _done(self, request: Request) -> Deferred[bytes] | bytes:
+    def _not_next(self, offset: int) -> None:
+        self._refuse(CONFLICT, json.dumps({"offset": offset}))
+
+    def _done(self) -> Deferred[bytes] | None:
         sink = self._copy.sink
         if sink is None:
-            return _refuse(request, CONFLICT, json.dumps({"offset": 0}))
-        digest = _body(request).decode("ascii", "replace")
+            self._not_next(0)
+            return None
+        digest = self._body().decode("ascii", "replace")
 
         def placed(sha256: str) -> bytes:
             self._copy.finished = True
             return sha256.encode("ascii")
 
         return deferToThread(sink.finish, digest).addCallback(placed)
+
+    def _body(self) -> bytes:
+        assert self.content is not None
+        data: bytes = self.content.read()
+        return data
 
 
 @implementer(IPushProducer)
@@ -305,12 +297,6 @@ class _Streamer:
     def _finished(self, _: object) -> None:
         self._ended = True
         self._source.close()
-
-
-def _body(request: Request) -> bytes:
-    assert request.content is not None
-    data: bytes = request.content.read()
-    return data
 
 
 def _offset(sink: transfer.Sink) -> bytes:

@@ -20,7 +20,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from common import messages
-from common.broker_link import Credentials
+from common.broker_address import Credentials
 from common.errors import ProtocolError, VMwrapperError
 from common.link import Link, new_session
 from common.messages import Beacon, Bye, Envelope, Hello, Message, Ping, Pong, Welcome

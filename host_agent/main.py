@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, VMwrapperError
+from common.lean import import_twisted
 
 from . import __version__
 from .hypervisors.choice import add_option, make_hypervisor
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import_twisted()
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
     from twisted.internet.stdio import StandardIO

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
-from common.broker_link import Credentials
+from common.broker_address import Credentials
 from common.errors import ConfigError, VMwrapperError
 
 from .admission import Admission, NoRoom

@@ -13,11 +13,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.web.resource import Resource
-from twisted.web.server import Site
+from twisted.web.http import NOT_ALLOWED, NOT_FOUND, Request
 
 from common.errors import ConfigError
 
+from .http_server import HttpServer
 from .observe import Observation
 
 STATIC = Path(__file__).parent / "monitor" / "static"
@@ -38,40 +38,40 @@ MOST_COMMANDS = 20
 MOST_EVENTS = 20
 IDLE_SECONDS = 60
 NAMES = ("localhost", "127.0.0.1")
+PLAIN = "text/plain; charset=utf-8"
 
 
-class _Page(Resource):
-    isLeaf = True
+class _Request(Request):
+    """One request for the page, or for a part of it."""
 
-    def __init__(self, token: str, observation: Observation) -> None:
-        super().__init__()
+    def __init__(self, channel: Any, token: str, observation: Observation) -> None:
+        super().__init__(channel)
         self._token = token
         self._observation = observation
 
-    def render_GET(self, request: Any) -> bytes:
+    def process(self) -> None:
         for name, value in HEADERS.items():
-            request.setHeader(name, value)
-        first, _, rest = request.path.decode("ascii", "replace").lstrip("/").partition("/")
-        host = (request.getHeader("host") or "").partition(":")[0]
-        if host not in NAMES or not secrets.compare_digest(first.encode(), self._token.encode()):
-            request.setResponseCode(404)
-            return b"There is no such page.\n"
-        if rest == "state":
-            request.setHeader("Content-Type", "application/json")
-            return json.dumps(self._observation.for_volunteer(MOST_COMMANDS, MOST_EVENTS)).encode()
-        if rest not in FILES:
-            request.setResponseCode(404)
-            return b"There is no such page.\n"
-        name, kind = FILES[rest]
-        request.setHeader("Content-Type", kind)
-        return (STATIC / name).read_bytes()
+            self.setHeader(name, value)
+        code, kind, body = self._found()
+        self.setResponseCode(code)
+        self.setHeader("Content-Type", kind)
+        self.setHeader("Content-Length", str(len(body)))
+        self.write(body)  # of HEAD, only the headers go out
+        self.finish()
 
-
-class _Site(Site):
-    noisy = False
-
-    def log(self, request: Any) -> None:
-        """Nothing: the address is a secret."""
+    def _found(self) -> tuple[int, str, bytes]:
+        first, _, rest = self.path.decode("ascii", "replace").lstrip("/").partition("/")
+        host = (self.getHeader("host") or "").partition(":")[0]
+        if self.method not in (b"GET", b"HEAD"):
+            return NOT_ALLOWED, PLAIN, b"This page is only to look at.\n"
+        known = host in NAMES and secrets.compare_digest(first.encode(), self._token.encode())
+        if known and rest == "state":
+            state = self._observation.for_volunteer(MOST_COMMANDS, MOST_EVENTS)
+            return 200, "application/json", json.dumps(state).encode()
+        if known and rest in FILES:
+            name, kind = FILES[rest]
+            return 200, kind, (STATIC / name).read_bytes()
+        return NOT_FOUND, PLAIN, b"There is no such page.\n"
 
 
 class VolunteerPage:
@@ -87,9 +87,9 @@ class VolunteerPage:
         """The call `open_page`."""
         if self._port is None:
             token = secrets.token_urlsafe(24)
-            site = _Site(_Page(token, self._observation), timeout=IDLE_SECONDS)
+            server = HttpServer(lambda channel: _Request(channel, token, self._observation), IDLE_SECONDS)
             try:
-                self._port = self._reactor.listenTCP(0, site, interface="127.0.0.1")
+                self._port = self._reactor.listenTCP(0, server, interface="127.0.0.1")
             except OSError as error:
                 raise ConfigError(f"the page cannot be served: {error}") from None
             address: Any = self._port.getHost()

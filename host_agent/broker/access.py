@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IProtocolFactory
 
 from common import messages
-from common.broker_link import BrokerAddress, BrokerEvents, Credentials, Dialect
+from common.broker_address import BrokerAddress, BrokerEvents, Credentials, Dialect
 from host_agent import __version__
 
 from .embedded import EmbeddedBroker

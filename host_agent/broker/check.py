@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import attrs
 
 from common import messages
-from common.broker_link import BrokerAddress, Credentials, Dialect
+from common.broker_address import BrokerAddress, Credentials, Dialect
 from common.stomp_connection import StompConnection
 
 from .settings import BrokerSettings

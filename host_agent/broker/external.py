@@ -14,7 +14,8 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 
 from common import messages
-from common.broker_link import BrokerAddress, BrokerEvents, BrokerLink, Credentials
+from common.broker_address import BrokerAddress, BrokerEvents, Credentials
+from common.broker_link import BrokerLink
 from common.errors import ConfigError
 
 from .forward import Forwarder

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
-from common.broker_link import BrokerEvents
+from common.broker_address import BrokerEvents
 
 from .destinations import Destinations, Refusal
 from .frames import Frame

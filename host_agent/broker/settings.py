@@ -13,9 +13,8 @@ from typing import Any
 
 import attrs
 
-from common.broker_link import BrokerAddress, Credentials, Dialect
+from common.broker_address import BrokerAddress, Credentials, Dialect, Tls
 from common.errors import ConfigError
-from common.tls import Tls
 
 FORMAT = 1
 DIALECTS = {"activemq": Dialect.STOMP, "rabbitmq": Dialect.RABBITMQ}

@@ -19,7 +19,7 @@ from typing import Any
 
 import attrs
 
-from common.broker_link import BrokerAddress, Credentials, Dialect
+from common.broker_address import BrokerAddress, Credentials, Dialect
 from common.errors import ConfigError
 from common.stomp_connection import StompConnection
 

@@ -13,7 +13,8 @@ from collections import deque
 import attrs
 
 from common import messages
-from common.broker_link import STABLE, Backoff, Dialect
+from common.broker_address import Dialect
+from common.broker_link import STABLE, Backoff
 from common.stomp_connection import StompConnection
 from host_agent.broker.watch import WatchSettings
 

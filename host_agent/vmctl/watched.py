@@ -45,8 +45,7 @@ def watched_brokers(texts: list[str], environment: Mapping[str, str] = os.enviro
 
 
 def _of_url(text: str, environment: Mapping[str, str]) -> WatchSettings:
-    from common.broker_link import Credentials
-    from common.tls import Tls
+    from common.broker_address import Credentials, Tls
     from host_agent.broker.settings import read_address, refuse_plain
     from host_agent.broker.watch import KINDS, WatchSettings
 

@@ -16,9 +16,8 @@ import attrs
 import pytest
 import stomp
 
-from common.broker_link import BrokerAddress
+from common.broker_address import BrokerAddress, Tls
 from common.stomp_connection import Stomp
-from common.tls import Tls
 from tests.contract.raw_stomp import RawFrame, RawStomp, encode
 
 SECONDS = 10.0

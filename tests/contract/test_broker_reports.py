@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from common.broker_link import BrokerAddress, Credentials
+from common.broker_address import BrokerAddress, Credentials
 from common.errors import ConfigError
 from common.stomp_connection import StompConnection
 from host_agent.broker.watch import WatchSettings, ask

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from common import messages
-from common.broker_link import BrokerAddress, Credentials
+from common.broker_address import BrokerAddress, Credentials
 from host_agent.broker.check import Client
 from host_agent.broker.setup.plan import MIB, Limits, Login
 from tests.brokers import RunningBroker

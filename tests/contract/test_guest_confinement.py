@@ -13,8 +13,7 @@ import attrs
 import pytest
 
 from common import messages
-from common.broker_link import BrokerAddress, Credentials, Dialect
-from common.tls import Tls
+from common.broker_address import BrokerAddress, Credentials, Dialect, Tls
 from host_agent.broker.access import OwnBroker
 from host_agent.broker.check import Client, check_broker
 from host_agent.broker.setup.plan import Login

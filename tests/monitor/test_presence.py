@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from common import messages
-from common.broker_link import BrokerAddress, Credentials, Dialect
+from common.broker_address import BrokerAddress, Credentials, Dialect
 from common.messages import Beacon, Envelope, Message, Status
 from host_agent.broker.check import Client
 from host_agent.broker.watch import WatchSettings

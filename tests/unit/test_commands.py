@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from common import line_log
-from common.broker_link import Credentials
+from common.broker_address import Credentials
 from common.link import Link
 from common.messages import Message, Output, Result, Run, Signal
 from host_agent.commands import DEADLINE_GRACE, Command, Commands

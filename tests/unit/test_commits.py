@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from common import line_log
-from common.broker_link import Credentials
+from common.broker_address import Credentials
 from common.messages import Confirm, Message
 from host_agent.commits import CONFIRM_AFTER, CONFIRM_MOST, Commits
 from host_agent.guests import Guest, Identity

@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from common import messages
-from common.broker_link import Credentials
+from common.broker_address import Credentials
 from common.link import new_session
 from common.messages import ENDED, RUNNING, Envelope, Hello, Message, Result, Welcome
 from host_agent.guests import Guest, GuestListener, Guests, Identity, Presence

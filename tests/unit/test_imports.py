@@ -101,6 +101,28 @@ def test_what_runs_on_a_volunteers_host_does_without_the_extra_packages() -> Non
     assert not {name.partition(".")[0] for name in done.stdout.split()} & {"prometheus_client", "textual", "rich"}
 
 
+def loaded_after(imports: str) -> set[str]:
+    """The modules of a process that has imported Twisted as the agents do, and then these."""
+    code = (
+        "import sys; from common.lean import import_twisted; import_twisted(); from twisted.internet import reactor; "
+        f"import {imports}; print(*(name for name, module in sys.modules.items() if module is not None)); "
+        "import asyncio, http.cookiejar; print(asyncio.run, http.cookiejar.CookieJar, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_host_agent_with_the_embedded_broker_holds_no_more_in_memory_than_it_needs() -> None:
+    loaded = loaded_after("host_agent.main, host_agent.agent, host_agent.hypervisors.qemu")
+    unneeded = {"asyncio", "http.client", "http.cookiejar", "lxml", "OpenSSL", "ssl", "stomp", "urllib.request"}
+    assert not loaded & (unneeded | {"twisted.web.server", "twisted.web.xmlrpc"})
+
+
+def test_a_guest_agent_holds_no_more_in_memory_than_it_needs() -> None:
+    unneeded = {"asyncio", "http.client", "http.cookiejar", "OpenSSL", "twisted.web", "urllib.request"}
+    assert not loaded_after("guest_agent.main, guest_agent.agent") & unneeded
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_every_call_of_the_control_interface_is_documented(call: str) -> None:
     assert f"`{call}`" in (ROOT / "docs/control.md").read_text("utf-8")

@@ -11,10 +11,9 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from common.broker_link import BrokerAddress, Credentials, Dialect
+from common.broker_address import BrokerAddress, Credentials, Dialect, Tls
 from common.config import GuestConfig
 from common.errors import ConfigError
-from common.tls import Tls
 from host_agent.broker.external import DRAIN_AGAIN, DRAINS_AT_ONCE, LOGIN_SECONDS, ExternalBroker
 from host_agent.broker.settings import BrokerSettings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.broker_link import Dialect
+from common.broker_address import Dialect
 from common.errors import ConfigError
 from host_agent.broker.settings import BrokerSettings
 from host_agent.broker.setup.init import GivenCertificate, set_up

@@ -20,10 +20,10 @@ from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred
 
 from common import broker_link, stomp_connection
-from common.broker_link import Backoff, BrokerAddress, BrokerLink, Credentials, Dialect
+from common.broker_address import BrokerAddress, Credentials, Dialect, Tls
+from common.broker_link import Backoff, BrokerLink
 from common.link import Link
 from common.messages import Output
-from common.tls import Tls
 from host_agent.broker.embedded import EmbeddedBroker
 from host_agent.broker.principals import Principal, allow_all
 from host_agent.broker.setup.certificates import make_authority, make_certificate

@@ -7,7 +7,8 @@ import ssl
 import threading
 from pathlib import Path
 
-from common.tls import Tls, TlsSocket
+from common.broker_address import Tls
+from common.tls import TlsSocket
 from host_agent.broker.setup.certificates import make_authority, make_certificate
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from twisted.internet.task import Clock
 
 from common import messages
-from common.broker_link import BrokerAddress, Credentials
+from common.broker_address import BrokerAddress, Credentials
 from common.config import GuestConfig
 from common.link import Link
 from common.messages import Ack, Confirm, Envelope, Message, Welcome

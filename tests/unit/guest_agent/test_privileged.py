@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common.broker_link import BrokerAddress, Credentials
+from common.broker_address import BrokerAddress, Credentials
 from common.config import GuestConfig
 from common.files import keeper_socket
 from guest_agent import privileged

@@ -18,7 +18,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 
-from common.broker_link import BrokerAddress, Credentials
+from common.broker_address import BrokerAddress, Credentials
 from common.config import GuestConfig
 from host_agent.hypervisors import qemu_options, qemu_wiring
 from host_agent.hypervisors.base import MachineSpec

@@ -17,10 +17,9 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from common.broker_link import BrokerAddress, Credentials
+from common.broker_address import BrokerAddress, Credentials, Tls
 from common.config import GuestConfig
 from common.errors import ConfigError
-from common.tls import Tls
 from host_agent.hypervisors.loopback_ports import OwnUserOnly, owner_of, tell_guest
 from host_agent.hypervisors.virtualbox import differences, pyvbox, requirements
 from host_agent.hypervisors.virtualbox.causes import CAUSES, explain
