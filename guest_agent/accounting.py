@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -47,6 +48,9 @@ class Account(Protocol):
 
     def used(self) -> Used:
         """So far. May go down by a little when a process ends between two looks; callers keep the most."""
+
+    def total(self) -> Used:
+        """When the program has ended: the same, without what is resident."""
 
     def close(self) -> None:
         """The program has ended and its total was taken. Called again later, for what could not be removed at once."""
@@ -109,50 +113,120 @@ class JobAccount:
         finally:
             job.close()
 
+    def total(self) -> Used:
+        return self.used()
+
     def close(self) -> None:
         pass
 
 
 class CgroupAccounts:
-    """A control group for each program, below `parent`; `home` is the group that the calling process is in."""
+    """A control group for each program, below `parent`; `home` is the group that the calling process is in.
+
+    Plain system calls on plain names: what `pathlib` and text files add around them is most of what an account costs
+    a short program in an emulated machine.
+    """
 
     def __init__(self, home: Path, parent: Path, otherwise: Accounts) -> None:
         self._home = home
-        self._parent = parent
+        self._parent = str(parent)
         self._otherwise = otherwise
+        self._way_home = -1  # its cgroup.procs, open
+        self._counts: bool | None = None  # that a group of ours tells what it used; not known yet
 
     def open(self, command: str) -> Account:
-        from common.cgroup import TaskGroup
-
-        group = TaskGroup.make(f"task-{command}", self._parent)
-        return self._otherwise.open(command) if group is None else CgroupAccount(group.path, self._home)
+        place = f"{self._parent}/task-{command}"
+        try:
+            os.mkdir(place)  # noqa: PTH102
+        except OSError:
+            return self._otherwise.open(command)
+        try:
+            if self._way_home < 0:
+                self._way_home = os.open(self._home / PROCS, os.O_WRONLY | os.O_CLOEXEC)
+            way_in = os.open(f"{place}/{PROCS}", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            _remove(place)
+            return self._otherwise.open(command)
+        account = CgroupAccount(place, way_in, self._way_home)
+        if self._counts is None:
+            self._counts = _cpu_times(place) is not None
+        if not self._counts:
+            account.close()
+            return self._otherwise.open(command)
+        return account
 
     def find(self, place: str, pid: int) -> Account:
-        return CgroupAccount(Path(place), self._home) if place else self._otherwise.find(place, pid)
+        return CgroupAccount(place) if place else self._otherwise.find(place, pid)
+
+
+PROCS = "cgroup.procs"
 
 
 class CgroupAccount:
-    """An `Account`."""
+    """An `Account`. `way_in` and `way_home`: files of the two groups into which a process writes itself."""
 
-    def __init__(self, path: Path, home: Path) -> None:
-        from common.cgroup import TaskGroup
+    def __init__(self, place: str, way_in: int = -1, way_home: int = -1) -> None:
+        self.place = place
+        self._way_in = way_in
+        self._way_home = way_home
 
-        self._group = TaskGroup(path)
-        self._home = home
-        self.place = str(path)
-
-    def starting(self) -> AbstractContextManager[None]:
-        return self._group.entered(self._home)
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        try:
+            os.write(self._way_in, b"0")
+            entered = True
+        except OSError:
+            entered = False
+        try:
+            yield
+        finally:
+            if entered:
+                os.write(self._way_home, b"0")
+            self._close_way_in()
 
     def started(self, pid: int) -> None:
         pass
 
     def used(self) -> Used:
-        user_s, system_s = self._group.cpu_times() or (0.0, 0.0)
-        return Used(user_s, system_s, sum(_Stat.of(pid).rss_bytes for pid in self._group.processes()))
+        used = self.total()
+        try:
+            with open(f"{self.place}/{PROCS}", "rb") as file:  # noqa: PTH123
+                pids = [int(line) for line in file]
+        except (OSError, ValueError):
+            pids = []
+        return Used(used.user_s, used.system_s, sum(_Stat.of(pid).rss_bytes for pid in pids))
+
+    def total(self) -> Used:
+        return Used(*(_cpu_times(self.place) or ()))
 
     def close(self) -> None:
-        self._group.remove()  # with an orphan in it, it stays
+        self._close_way_in()
+        _remove(self.place)
+
+    def _close_way_in(self) -> None:
+        if self._way_in >= 0:
+            os.close(self._way_in)
+            self._way_in = -1
+
+
+def _cpu_times(group: str) -> tuple[float, float] | None:
+    """User and system seconds of everything that ever ran in it."""
+    try:
+        file = os.open(f"{group}/cpu.stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            words = os.read(file, 4096).split()
+        finally:
+            os.close(file)
+        user, system = (int(words[words.index(name) + 1]) / 1e6 for name in (b"user_usec", b"system_usec"))
+    except (OSError, ValueError, IndexError):
+        return None
+    return user, system
+
+
+def _remove(group: str) -> None:
+    """With an orphan in it, it stays."""
+    with contextlib.suppress(OSError):
+        os.rmdir(group)  # noqa: PTH106
 
 
 class ProcessAccounts:
@@ -184,6 +258,9 @@ class ProcessAccount:
 
     def started(self, pid: int) -> None:
         self._pid = pid
+
+    def total(self) -> Used:
+        return self.used()
 
     def used(self) -> Used:
         user_s = system_s = 0.0

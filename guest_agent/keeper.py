@@ -309,7 +309,7 @@ class Keeper:
         self._alone_since = time.monotonic()
         unit = 1 if sys.platform == "darwin" else 1024
         # Where the account knows less (a child of the tree that others waited for), `wait4` has the rest.
-        used = max(command.account.used(), Used(usage.ru_utime, usage.ru_stime), key=lambda each: each.cpu_s)
+        used = max(command.account.total(), Used(usage.ru_utime, usage.ru_stime), key=lambda each: each.cpu_s)
         command.account.close()
         command.result = {
             "wall_s": time.monotonic() - command.started,

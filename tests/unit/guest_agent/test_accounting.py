@@ -103,14 +103,14 @@ def fake_groups(tmp_path: Path) -> Path:
 
 
 def test_a_group_counts_what_its_kernel_says(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Path.mkdir
+    made = os.mkdir
 
-    def mkdir(path: Path, *args: object, **kwargs: object) -> None:
+    def mkdir(path: str) -> None:
         made(path)
-        (path / "cpu.stat").write_text("usage_usec 3500000\nuser_usec 2500000\nsystem_usec 1000000\n")
-        (path / "cgroup.procs").touch()
+        Path(path, "cpu.stat").write_text("usage_usec 3500000\nuser_usec 2500000\nsystem_usec 1000000\n")
+        Path(path, "cgroup.procs").touch()
 
-    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr(os, "mkdir", mkdir)
     form = CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts())
     account = form.open("c-1")
     assert account.place == str(fake_groups.parent / "task-c-1")
@@ -121,11 +121,23 @@ def test_a_group_counts_what_its_kernel_says(fake_groups: Path, monkeypatch: pyt
     used = form.find(account.place, 1).used()
     assert (used.user_s, used.system_s) == (2.5, 1.0)
     assert used.rss_bytes > 1_000_000
+    assert account.total() == Used(2.5, 1.0)
 
 
 def test_without_a_group_there_is_still_an_account(fake_groups: Path) -> None:
     fake_groups.parent.chmod(0o500)
     (fake_groups.parent / "task-c-1").touch()  # root may write anywhere
+    assert CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts()).open("c-1").place == ""
+
+
+def test_a_group_that_counts_nothing_is_not_used(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = os.mkdir
+
+    def mkdir(path: str) -> None:
+        made(path)
+        Path(path, "cgroup.procs").touch()
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
     assert CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts()).open("c-1").place == ""
 
 
