@@ -16,7 +16,7 @@ from benchmarks.peers.qga import GuestAgent
 from benchmarks.peers.ssh import Ssh
 
 CHIRP_PORT = 9094
-CHIRP_DEADLINE = 240.0  # seconds; its tools try again and again when they get no answer
+CHIRP_DEADLINE = 60.0  # seconds; its tools try again and again when they get no answer
 HOME = "/home/vmwrapper"
 # Of a file, or of each file in a directory.
 _HASH = 'if [ -d "$1" ]; then cd "$1" && find . -type f -exec sha256sum {} +; else sha256sum "$1"; fi >/dev/null'

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -110,10 +111,10 @@ def _check_tree(manifest: Manifest) -> None:
     kinds: dict[str, str] = {}
     for entry in manifest.entries:
         _check_path(entry.path)
-        parent = str(PurePosixPath(entry.path).parent)
+        parent = entry.path.rpartition("/")[0]
         if entry.path in kinds:
             raise TransferError(f"{entry.path!r} is listed twice")
-        if parent != "." and kinds.get(parent) != "dir":
+        if parent and kinds.get(parent) != "dir":
             raise TransferError(f"{entry.path!r} is not inside a listed directory")
         kinds[entry.path] = entry.kind
         if entry.kind == "link":
@@ -178,13 +179,12 @@ class Source:
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._root = root
+        self._root = str(root)
         self._length = manifest.total
         self._files = iter([entry for entry in manifest.entries if entry.kind == "file"])
         self._digest = hashlib.sha256(manifest.to_json())
-        self._open: BinaryIO | None = None
+        self._open: io.FileIO | None = None
         self._left = 0  # bytes of the open file
-        self._name = ""
         self.offset = 0
 
     @property
@@ -201,22 +201,41 @@ class Source:
 
     def read(self, most: int = CHUNK) -> bytes:
         """The next bytes of the files, b"" at the end."""
+        if not self._next_file():
+            return b""
+        assert self._open is not None
+        data = self._open.read(min(most, self._left))
+        self._take(data or b"")
+        return data or b""
+
+    def read_into(self, view: memoryview) -> int:
+        """Fill `view` with the next bytes, as far as there are any; how many."""
+        filled = 0
+        while filled < len(view) and self._next_file():
+            assert self._open is not None
+            count = self._open.readinto(view[filled : filled + self._left]) or 0
+            self._take(view[filled : filled + count])
+            filled += count
+        return filled
+
+    def _next_file(self) -> bool:
+        """Open the file with the next byte, if that is not done; False at the end."""
         while self._left == 0:
             self.close()
             entry = next(self._files, None)
             if entry is None:
-                return b""
-            self._name = entry.path
-            self._open = (self._root / entry.path if entry.path else self._root).open("rb")
+                return False
+            self._open = io.FileIO(f"{self._root}/{entry.path}" if entry.path else self._root)
             self._left = entry.size
-        assert self._open is not None
-        data = self._open.read(min(most, self._left))
+        return True
+
+    def _take(self, data: bytes | memoryview) -> None:
         if not data:
-            raise TransferError(f"{self._root / self._name} became shorter while it was copied")
+            assert self._open is not None
+            raise TransferError(f"{self._open.name} became shorter while it was copied")
         self._left -= len(data)
         self.offset += len(data)
         self._digest.update(data)
-        return data
 
     def digest(self) -> str:
         """SHA-256 of the manifest and of all bytes read so far (hex)."""
@@ -240,9 +259,10 @@ class Sink:
         self.manifest = manifest
         self._destination = destination
         self._part = _part(destination, copy_id)
+        self._place_of_files = str(self._part)
         self._digest = hashlib.sha256(manifest.to_json())
         self._files = iter([entry for entry in manifest.entries if entry.kind == "file"])
-        self._open: BinaryIO | None = None
+        self._open: io.FileIO | None = None
         self._left = 0
         self._direct = DIRECT if direct else 0
         self.offset = 0
@@ -284,11 +304,11 @@ class Sink:
         entry = next(self._files, None)
         if entry is None:
             return False
-        path = self._part / entry.path if entry.path else self._part
+        path = f"{self._place_of_files}/{entry.path}" if entry.path else self._place_of_files
         # Never through a link that somebody put in our way.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         handle = os.open(path, flags, 0o755 if entry.executable else 0o644)
-        self._open = os.fdopen(handle, "r+b", buffering=0)
+        self._open = io.FileIO(handle, "r+")
         self._left = entry.size
         return True
 
@@ -315,7 +335,7 @@ class Sink:
         except OSError as error:
             raise TransferError(f"{self._destination} cannot be written: {error.strerror}") from None
 
-    def _write(self, file: BinaryIO, view: memoryview) -> int:
+    def _write(self, file: io.FileIO, view: memoryview) -> int:
         whole = len(view) - len(view) % PAGE
         if not self._direct or not whole or file.tell() % PAGE:
             return file.write(view)

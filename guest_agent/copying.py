@@ -31,6 +31,7 @@ from common.files import confine
 from common.link import Link
 from common.messages import ENDED, RUNNING, Copied, CopyIn, CopyOut
 
+from .blocks import Blocks
 from .journal import Journal
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class _Client:
             with contextlib.suppress(OSError):  # closed at this moment by its own thread
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def _ask(self, method: str, what: str, body: bytes | None = None, start: int = 0) -> HTTPResponse:
+    def _ask(self, method: str, what: str, body: bytes | memoryview | None = None, start: int = 0) -> HTTPResponse:
         from http.client import HTTPConnection
 
         if self._connection is None:
@@ -266,7 +267,7 @@ class _Client:
 
     def upload(self, path: Path, manifest: transfer.Manifest) -> str:
         """Send the host what it lacks, block by block; returns the digest."""
-        source = transfer.Source(path, manifest)
+        blocks = Blocks(path, manifest, BLOCK)
         listing = manifest.to_json()
         position: list[int] = []
 
@@ -278,34 +279,23 @@ class _Client:
             position.append(offset_of(self._ask("PUT", "manifest", listing)))
             return True
 
-        pending = b""
-
         def step() -> bool:
-            nonlocal pending, source
-            while True:
-                if source.offset - len(pending) != position[-1]:
-                    source.close()
-                    source = transfer.Source(path, manifest)
-                    source.skip_to(position[-1])
-                    pending = b""
-                pending = pending or b"".join(_pieces(source, BLOCK))
-                if not pending:
-                    return True
-                answer = self._ask("PUT", f"data?offset={position[-1]}", pending)
-                if offset_of(answer) == position[-1] + len(pending):
+            while block := blocks.at(position[-1]):
+                answer = self._ask("PUT", f"data?offset={position[-1]}", block)
+                if offset_of(answer) == position[-1] + len(block):
                     self._moved = time.monotonic()
-                    position.append(source.offset)
-                    pending = b""
+                    position.append(position[-1] + len(block))
                 else:
                     announce()
+            return True
 
         def finish() -> bool:
-            response = self._ask("POST", "done", source.digest().encode("ascii"))
+            response = self._ask("POST", "done", blocks.digest().encode("ascii"))
             response.read()
             while response.status == HTTPStatus.CONFLICT:  # another host agent, which has what is on its disk
                 announce()
                 step()
-                response = self._ask("POST", "done", source.digest().encode("ascii"))
+                response = self._ask("POST", "done", blocks.digest().encode("ascii"))
                 response.read()
             return True
 
@@ -313,9 +303,9 @@ class _Client:
             self._patiently(announce)
             self._patiently(step)
             self._patiently(finish)
+            return blocks.digest()
         finally:
-            source.close()
-        return source.digest()
+            blocks.close()
 
 
 class _Stream:
@@ -350,11 +340,3 @@ class _Stream:
             if not filled:
                 raise
         return filled
-
-
-def _pieces(source: transfer.Source, most: int) -> list[bytes]:
-    pieces: list[bytes] = []
-    while most and (data := source.read(most)):
-        pieces.append(data)
-        most -= len(data)
-    return pieces
