@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -81,15 +82,17 @@ class Found:
     def __init__(self) -> None:
         self.rates: dict[str, list[float]] = {}
         self.cpu_us: dict[str, list[float]] = {}
+        self.clients_us: dict[str, list[float]] = {}
         self.large: dict[str, list[float]] = {}
         self.single: dict[str, list[float]] = {}
         self.idle_mb: dict[str, float] = {}
         self.idle_kb_each: dict[str, float] = {}
 
     def add(self, name: str, rate: Callable[[], float], pids: list[int]) -> None:
-        before = cpu_seconds(pids)
+        before, own_before = cpu_seconds(pids), time.process_time()
         self.rates.setdefault(name, []).append(rate())
         self.cpu_us.setdefault(name, []).append((cpu_seconds(pids) - before) / REQUESTS * 1e6)
+        self.clients_us.setdefault(name, []).append((time.process_time() - own_before) / REQUESTS * 1e6)
 
 
 def run() -> dict[str, float]:
@@ -118,6 +121,7 @@ def run() -> dict[str, float]:
             _one_round_of_the_limit(found)
         show(f"requests in flight: {REQUESTS} of 200 bytes", found.rates, "1/s", missing=missing)
         show("their CPU time in the broker", found.cpu_us, "us", missing=missing)
+        show("their CPU time in the two clients", found.clients_us, "us", missing=missing)
         show("bodies of 1 MiB", found.large, "MB/s", missing=missing)
         show("one request at a time", found.single, "us", scale=1e6, missing=missing)
         if not SHORT:

@@ -6,20 +6,15 @@ import enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IHalfCloseableDescriptor,
-    IPushProducer,
-    ITCPTransport,
-)
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableDescriptor, ITCPTransport
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from host_agent.broker.destinations import Refusal
 from host_agent.broker.frames import Frame, FrameError, FrameParser, encode, escape
 from host_agent.broker.heart_beats import HeartBeats, agreed_intervals
+from host_agent.broker.outlet import Outlet
 from host_agent.broker.queues import Message, MessageQueue
 from host_agent.broker.session import Session
 
@@ -28,8 +23,6 @@ if TYPE_CHECKING:
 
 _VERSIONS = ("1.2", "1.1")
 _LOGIN_BODY_BYTES = 1024
-_JOINED_BYTES = 16 * 1024
-"""Up to this size one joined write is cheaper than a sequence of two."""
 
 
 class State(enum.Enum):
@@ -44,9 +37,8 @@ class State(enum.Enum):
 _ENDED = (State.CLOSING, State.CLOSED)
 
 
-@implementer(IPushProducer)
 class BrokerConnection(Protocol):
-    """Speaks STOMP with one client; also the producer of what is written to it.
+    """Speaks STOMP with one client.
 
     Reading stops while one of these holds: frames wait for the connection's next turn,
     a SEND waits for room in its queue, or the client does not read its receipts.
@@ -57,12 +49,11 @@ class BrokerConnection(Protocol):
     """A transport that is a consumer and a producer as well, which no single interface of Twisted says."""
 
     def __init__(self, broker: EmbeddedBroker, only_principal: str | None) -> None:
-        self.output_paused = False
-        """The client does not read: nothing may be delivered to it."""
+        self.outlet = Outlet(broker, self._output_drained)
         self._broker = broker
         self._limits = broker.limits
         self._only_principal = only_principal
-        self._parser = FrameParser(broker.limits.frames)
+        self._parser = FrameParser(broker.limits.frames, broker.known_heads, in_pieces=True)
         self._parser.body_bytes = min(_LOGIN_BODY_BYTES, broker.limits.frames.body_bytes)
         self._state = State.LOGIN
         self._session: Session | None = None
@@ -85,7 +76,7 @@ class BrokerConnection(Protocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
-        transport.registerProducer(self, True)
+        self.outlet.attach(transport)
         refused = self._broker.connection_made(self)
         if refused:
             self._fail(refused)
@@ -101,7 +92,7 @@ class BrokerConnection(Protocol):
             self._heart_beats.received_at = self._broker.reactor.seconds()
         self._parser.feed(data)
         if self._reading:
-            self.take_turn()
+            self._broker.work(self.take_turn)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """The connection is gone, for whatever reason."""
@@ -113,22 +104,12 @@ class BrokerConnection(Protocol):
         self._cancel_timer()
         self._broker.connection_lost(self)
 
-    def pauseProducing(self) -> None:
-        """The client does not read fast enough: deliver nothing more for now."""
-        self.output_paused = True
-
-    def resumeProducing(self) -> None:
-        """The client has taken everything that was written."""
-        self.output_paused = False
+    def _output_drained(self) -> None:
         if self._unread_answers:
             self._unread_answers = 0
             self._read_on()
         if self._session is not None:
             self._session.wake_subscriptions()
-
-    def stopProducing(self) -> None:
-        """The connection is going away."""
-        self.output_paused = True
 
     # The broker's side
 
@@ -163,7 +144,7 @@ class BrokerConnection(Protocol):
                 return False
             self._handle(frame)
             handled = True
-            spent += len(frame.body)
+            spent += frame.length
             if spent > limits.bytes_per_turn or perf_counter() > end:
                 break
         self._set_reading(False)
@@ -219,19 +200,6 @@ class BrokerConnection(Protocol):
         if self.transport is not None:
             self.transport.abortConnection()
 
-    def write_message(self, head: bytes, tail: bytes) -> None:
-        """Write one MESSAGE frame."""
-        transport = self.transport
-        if transport is None:
-            return
-        self._broker.totals.bytes_sent += len(head) + len(tail)
-        if self._heart_beats is not None:
-            self._heart_beats.sent = True
-        if len(tail) < _JOINED_BYTES:
-            transport.write(head + tail)
-        else:
-            transport.writeSequence((head, tail))
-
     def answer_receipt(self, frame: Frame) -> None:
         """Write the RECEIPT for a frame that asks for one."""
         receipt = frame.headers.get("receipt")
@@ -283,6 +251,7 @@ class BrokerConnection(Protocol):
                 outgoing=outgoing,
                 incoming=incoming,
                 patience=limits.heart_beat_grace,
+                is_silent=self.outlet.is_silent,
                 send=self._send_heart_beat,
                 give_up=self._heart_beat_missing,
             )
@@ -315,18 +284,13 @@ class BrokerConnection(Protocol):
                 self.transport.pauseProducing()
 
     def _write_answer(self, data: bytes) -> None:
-        if self.transport is None:
-            return
-        if self.output_paused:
+        if self.outlet.paused:
             self._unread_answers += len(data)
-        self._broker.totals.bytes_sent += len(data)
-        if self._heart_beats is not None:
-            self._heart_beats.sent = True
-        self.transport.write(data)
+        self.outlet.write(data)
 
     def _send_heart_beat(self) -> None:
-        if not self.output_paused and self.transport is not None:
-            self.transport.write(b"\n")
+        if not self.outlet.paused:
+            self.outlet.write(b"\n")
 
     def _heart_beat_missing(self) -> None:
         if self._heart_beats is not None and not self._reading:
@@ -392,7 +356,7 @@ class BrokerConnection(Protocol):
     def _leave(self) -> None:
         """Give back what this client holds, and stop taking part."""
         # Or what one of its subscriptions gives back would be delivered to another.
-        self.output_paused = True
+        self.outlet.end()
         if self._heart_beats is not None:
             self._heart_beats.stop()
             self._heart_beats = None

@@ -74,14 +74,14 @@ class Destinations:
                 raise Refusal("The header expires is not a number of milliseconds since 1970.") from None
             if asked:
                 expires = min(asked, expires) if expires else asked
-        if frame.plain:
-            lines = "".join([f"{name}:{value}\n" for name, value in headers.items() if name not in _OWN_HEADERS])
-        else:
-            lines = header_lines({name: headers[name] for name in headers if name not in _OWN_HEADERS})
-        body = frame.body
-        head = f"destination:{headers['destination']}\n{lines}content-length:{len(body)}\n\n"
+        known = frame.head
+        head = known.message if known is not None else b""
+        if not head:
+            head = _message_head(frame)
+            if known is not None and known.length >= 0:
+                known.message = head
         self._last_number += 1
-        return Message(self._last_number, b"%b%b\0" % (head.encode(), body), expires)
+        return Message(self._last_number, head, frame.pieces or (frame.body,), expires)
 
     def queue(self, name: str) -> MessageQueue:
         """The queue of this destination, made if needed; raises Refusal."""
@@ -150,7 +150,7 @@ class Destinations:
             f"dead-letter-reason:refused {message.refusals} times\n"
         )
         # The old destination header stays behind ours: of repeated headers the first counts.
-        dead_letters.put(Message(message.number, head.encode() + message.tail))
+        dead_letters.put(Message(message.number, head.encode() + message.head, message.body))
         return True
 
     def expire(self) -> None:
@@ -216,6 +216,16 @@ class Destinations:
             drops_oldest=drops_oldest,
             delivers_once=delivers_once,
         )
+
+
+def _message_head(frame: Frame) -> bytes:
+    """What a MESSAGE says of a SEND frame besides what differs from delivery to delivery."""
+    headers = frame.headers
+    if frame.head is not None and frame.head.plain:
+        lines = "".join([f"{name}:{value}\n" for name, value in headers.items() if name not in _OWN_HEADERS])
+    else:
+        lines = header_lines({name: headers[name] for name in headers if name not in _OWN_HEADERS})
+    return f"destination:{headers['destination']}\n{lines}content-length:{frame.length}\n\n".encode()
 
 
 def check_destination(name: str) -> None:

@@ -18,7 +18,9 @@ from twisted.logger import Logger
 from host_agent import __version__
 from host_agent.broker.connection import BrokerConnection
 from host_agent.broker.destinations import Destinations
+from host_agent.broker.frames import KnownHeads
 from host_agent.broker.limits import BrokerLimits
+from host_agent.broker.outlet import Outlet
 from host_agent.broker.principals import Principal
 from host_agent.broker.queues import MessageQueue
 from host_agent.broker.statistics import BrokerStatistics, Totals
@@ -66,10 +68,13 @@ class EmbeddedBroker:
         self.epoch = secrets.token_hex(4)
         """Tells this broker's message ids from those of another run."""
         self.destinations = Destinations(self.limits, wall_clock, self.room_made)
+        self.known_heads = KnownHeads()
         self.factory: IProtocolFactory = BrokerFactory(self, None)
         self._connections: set[BrokerConnection] = set()
         self._sessions = 0
         self._turns: deque[BrokerConnection] = deque()
+        self._unflushed: list[Outlet] = []
+        self._at_work = False
         self._held_back: dict[BrokerConnection, None] = {}
         self._held_back_ever = 0
         self._retry_planned = False
@@ -167,6 +172,27 @@ class EmbeddedBroker:
         if len(self._turns) == 1:
             self.reactor.callLater(0, self._take_turns)
 
+    def wants_flush(self, outlet: Outlet) -> None:
+        """Something was written to a client that had nothing to be written."""
+        self._unflushed.append(outlet)
+        if not self._at_work and len(self._unflushed) == 1:
+            self.reactor.callLater(0, self.flush)
+
+    def work(self, work: Callable[[], object]) -> None:
+        """Do this, and then give to the sockets all that it has written."""
+        self._at_work = True
+        try:
+            work()
+        finally:
+            self._at_work = False
+            self.flush()
+
+    def flush(self) -> None:
+        """Give to the sockets what was written."""
+        unflushed, self._unflushed = self._unflushed, []
+        for outlet in unflushed:
+            outlet.flush()
+
     def hold_back(self, connection: BrokerConnection) -> None:
         """A connection waits for room in a queue."""
         self._held_back[connection] = None
@@ -191,6 +217,11 @@ class EmbeddedBroker:
 
     def _take_turns(self) -> None:
         """One turn for each connection that wants one; the reactor serves everybody else in between."""
+        self.work(self._one_turn_each)
+        if self._turns:
+            self.reactor.callLater(0, self._take_turns)
+
+    def _one_turn_each(self) -> None:
         turns = self._turns
         for _ in range(len(turns)):
             connection = turns[0]
@@ -199,10 +230,6 @@ class EmbeddedBroker:
             turns.popleft()
             if again:
                 turns.append(connection)
-        if turns:
-            # One pass of the reactor later than it could be: what the others were sent in this pass is
-            # written in the next, so they wait for half a turn on the way in and for none on the way out.
-            self.reactor.callLater(0, self.reactor.callLater, 0, self._take_turns)
 
     def _retry_held_back(self) -> None:
         self._retry_planned = False

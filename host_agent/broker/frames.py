@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import attrs
+
 from common.errors import ProtocolError
 from host_agent.broker.limits import FrameLimits
 
@@ -21,10 +23,29 @@ _UNESCAPED_COMMANDS = ("CONNECT", "CONNECTED")
 """These two keep the rules of STOMP 1.0, because they are exchanged before a version is agreed."""
 
 _MOST_LENGTH_DIGITS = 12
+_MOST_KNOWN = 1_000
+_KNOWN_BYTES = 512
+_ACK_BYTES = 64
+_PIECE_BYTES = 4096
 
 
 class FrameError(ProtocolError):
     """Bytes that are not a frame, or a frame over a limit; the stream cannot be read any further."""
+
+
+Pieces = tuple[bytes | bytearray, ...]
+
+
+@attrs.define
+class Head:
+    """The part of a frame before its body. Frames with the same head share it, so nobody changes what it says."""
+
+    command: str
+    headers: dict[str, str]
+    length: int  # content-length, -1 without one
+    plain: bool  # no header needs an escape when it is sent on, so the encoder need not look
+    message: bytes = attrs.field(default=b"", eq=False)
+    """What a broker sends on of it, once it was worked out."""
 
 
 class Frame(NamedTuple):
@@ -33,8 +54,31 @@ class Frame(NamedTuple):
     command: str
     headers: dict[str, str]
     body: bytes = b""
-    plain: bool = False
-    """No header needs an escape when it is sent on, so the encoder need not look."""
+    head: Head | None = None  # of one that was received
+    pieces: Pieces = ()
+    """A body as it came, of a parser that is to leave it so; `body` is empty then."""
+
+    @property
+    def length(self) -> int:
+        """Bytes of its body."""
+        return sum(map(len, self.pieces)) if self.pieces else len(self.body)
+
+
+class KnownHeads:
+    """Heads of SEND as they were received: clients repeat them, and to find one again costs a tenth of parsing it.
+
+    For all connections of a broker together; bounded.
+    """
+
+    def __init__(self) -> None:
+        self.heads: dict[bytes, Head] = {}
+
+    def add(self, data: bytes, head: Head) -> None:
+        """Keep it if it may come again. Not those of a login, which hold a secret."""
+        if head.command == "SEND" and len(data) <= _KNOWN_BYTES:
+            if len(self.heads) >= _MOST_KNOWN:
+                self.heads.clear()
+            self.heads[data] = head
 
 
 class FrameParser:
@@ -44,19 +88,32 @@ class FrameParser:
     After a FrameError the parser is not usable any more.
     """
 
-    __slots__ = ("_body", "_body_length", "_buffer", "_head", "_limits", "_position", "body_bytes")
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_had",
+        "_head",
+        "_heads",
+        "_in_pieces",
+        "_known",
+        "_limits",
+        "_position",
+        "body_bytes",
+    )
 
-    def __init__(self, limits: FrameLimits) -> None:
+    def __init__(self, limits: FrameLimits, known: KnownHeads | None = None, *, in_pieces: bool = False) -> None:
+        """`in_pieces`: leave large bodies of SEND as they come, for somebody who sends them on."""
         self._limits = limits
+        self._in_pieces = in_pieces
+        self._known = known if known is not None else KnownHeads()
+        self._heads = self._known.heads
         self.body_bytes = limits.body_bytes
         """The body limit in force; smaller than the configured one until a client has logged in."""
         self._buffer = b""
         self._position = 0
-        # A body that has not arrived whole is collected in a bytearray: a list of segments would
-        # cost a client that sends two bytes at a time dozens of our bytes for each of its own.
-        self._head: tuple[str, dict[str, str], bool] | None = None
-        self._body = bytearray()
-        self._body_length = -1
+        self._head: Head | None = None
+        self._body: list[bytes | bytearray] = []  # what has come of it
+        self._had = 0  # its bytes
 
     def feed(self, data: bytes) -> None:
         """Add received bytes."""
@@ -75,7 +132,7 @@ class FrameParser:
     def next_frame(self) -> Frame | None:
         """The next whole frame, or None; raises FrameError."""
         if self._head is not None:
-            return self._continue_body(*self._head)
+            return self._continue_body(self._head)
         buffer = self._buffer
         position = self._position
         size = len(buffer)
@@ -87,65 +144,90 @@ class FrameParser:
             self._position = 0
             return None
         self._position = position
+        if buffer.startswith(b"ACK\nid:", position):
+            end = buffer.find(b"\n\n\0", position, position + _ACK_BYTES)
+            name = buffer[position + 7 : end]
+            # Half of all frames are these: the shortest way for one whose single header holds nothing special.
+            if end >= 0 and name.replace(b"-", b"").isalnum():
+                self._position = end + 3
+                return Frame("ACK", {"id": name.decode("ascii")})
         limit = position + self._limits.header_bytes + 3
         end = buffer.find(b"\n\n", position, limit)
-        crlf_end = buffer.find(b"\n\r\n", position, limit if end < 0 else end + 1)
-        if crlf_end >= 0:
-            head = buffer[position:crlf_end]
-            body_start = crlf_end + 3
-        elif end >= 0:
-            head = buffer[position:end]
-            body_start = end + 2
+        head = self._heads.get(buffer[position:end]) if end >= 0 else None
+        if head is not None:
+            start = end + 2
         else:
-            self._check_partial_head(buffer, position)
-            return None
-        command, headers, plain = _parse_head(head, self._limits)
-        length = _content_length(headers)
+            crlf_end = buffer.find(b"\n\r\n", position, limit if end < 0 else end + 1)
+            if crlf_end >= 0:
+                data = buffer[position:crlf_end]
+                start = crlf_end + 3
+            elif end >= 0:
+                data = buffer[position:end]
+                start = end + 2
+            else:
+                self._check_partial_head(buffer, position)
+                return None
+            head = _parse_head(data, self._limits)
+            if crlf_end < 0:
+                self._known.add(data, head)
+        length = head.length
         if length > self.body_bytes:
             raise self._body_too_large()
         if length < 0:
-            stop = buffer.find(b"\0", body_start, body_start + self.body_bytes + 1)
-        elif body_start + length < size:
-            stop = body_start + length
+            stop = buffer.find(b"\0", start, start + self.body_bytes + 1)
+        elif start + length < size:
+            stop = start + length
             if buffer[stop]:
-                raise FrameError(f"A {command} frame does not end after its content-length of {length} bytes.")
+                raise _wrong_length(head)
         else:
             stop = -1
         if stop >= 0:
             self._position = stop + 1
-            return Frame(command, headers, buffer[body_start:stop], plain)
-        self._head = (command, headers, plain)
-        self._body_length = length
-        self._position = body_start
-        return self._continue_body(command, headers, plain)
+            return Frame(head.command, head.headers, buffer[start:stop], head)
+        self._head = head
+        self._position = start
+        return self._continue_body(head)
 
-    def _continue_body(self, command: str, headers: dict[str, str], plain: bool) -> Frame | None:
+    def _continue_body(self, head: Head) -> Frame | None:
         buffer = self._buffer
         position = self._position
-        body = self._body
-        if self._body_length < 0:
+        if head.length < 0:
             stop = buffer.find(b"\0", position)
             length = (stop if stop >= 0 else len(buffer)) - position
-            if len(body) + length > self.body_bytes:
+            if self._had + length > self.body_bytes:
                 raise self._body_too_large()
         else:
-            stop = position + self._body_length - len(body)
+            stop = position + head.length - self._had
             if stop >= len(buffer):
                 stop = -1
             elif buffer[stop]:
-                raise FrameError(
-                    f"A {command} frame does not end after its content-length of {self._body_length} bytes."
-                )
+                raise _wrong_length(head)
         if stop < 0:
-            body += memoryview(buffer)[position:]
+            self._collect(buffer[position:])
             self._buffer = b""
             self._position = 0
             return None
-        body += memoryview(buffer)[position:stop]
+        self._collect(buffer[position:stop])
         self._position = stop + 1
         self._head = None
-        self._body = bytearray()
-        return Frame(command, headers, bytes(body), plain)
+        self._had = 0
+        pieces, self._body = self._body, []
+        if self._in_pieces and len(pieces) > 1 and head.command == "SEND":
+            return Frame(head.command, head.headers, b"", head, tuple(pieces))
+        return Frame(head.command, head.headers, b"".join(pieces), head)
+
+    def _collect(self, piece: bytes) -> None:
+        """Small pieces are put together: of a client that sends two bytes at a time each would cost us dozens."""
+        body = self._body
+        self._had += len(piece)
+        if len(piece) >= _PIECE_BYTES:
+            body.append(piece)
+            return
+        last = body[-1] if body else b""
+        if isinstance(last, bytearray):
+            last += piece
+        else:
+            body.append(bytearray(piece))
 
     def _check_partial_head(self, buffer: bytes, position: int) -> None:
         """Refuse what can no longer become a frame's head, before more of it is collected."""
@@ -162,7 +244,11 @@ class FrameParser:
         return FrameError(f"The body of a frame is larger than {self.body_bytes} bytes.")
 
 
-def _parse_head(head: bytes, limits: FrameLimits) -> tuple[str, dict[str, str], bool]:
+def _wrong_length(head: Head) -> FrameError:
+    return FrameError(f"A {head.command} frame does not end after its content-length of {head.length} bytes.")
+
+
+def _parse_head(head: bytes, limits: FrameLimits) -> Head:
     if len(head) > limits.header_bytes:
         raise FrameError(f"The headers of a frame are larger than {limits.header_bytes} bytes.")
     carriage_returns = b"\r" in head
@@ -185,8 +271,9 @@ def _parse_head(head: bytes, limits: FrameLimits) -> tuple[str, dict[str, str], 
         raise FrameError(f"A header is longer than {limits.header_line_bytes} bytes.")
     del lines[0]
     if "\\" in text and command not in _UNESCAPED_COMMANDS:
-        return command, _escaped_headers(lines), False
-    headers: dict[str, str] = {}
+        headers = _escaped_headers(lines)
+        return Head(command, headers, _content_length(headers), plain=False)
+    headers = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name:
@@ -194,7 +281,7 @@ def _parse_head(head: bytes, limits: FrameLimits) -> tuple[str, dict[str, str], 
         if name not in headers:
             headers[name] = value
     plain = not carriage_returns and text.count(":") == len(lines)
-    return command, headers, plain
+    return Head(command, headers, _content_length(headers), plain)
 
 
 def _escaped_headers(lines: Iterable[str]) -> dict[str, str]:

@@ -12,10 +12,10 @@ from host_agent.broker.destinations import Refusal
 class HeartBeats:
     """Sends an end-of-line when nothing else was sent, and notices when nothing comes in.
 
-    The owner sets `sent` on every write and `received_at` on every read.
+    The owner sets `received_at` on every read.
     """
 
-    __slots__ = ("_give_up", "_incoming", "_patience", "_reactor", "_send", "_timers", "received_at", "sent")
+    __slots__ = ("_give_up", "_incoming", "_is_silent", "_patience", "_reactor", "_send", "_timers", "received_at")
 
     def __init__(
         self,
@@ -24,11 +24,15 @@ class HeartBeats:
         outgoing: float,
         incoming: float,
         patience: float,
+        is_silent: Callable[[], bool],
         send: Callable[[], None],
         give_up: Callable[[], None],
     ) -> None:
-        """`outgoing` and `incoming` are the agreed intervals in seconds, 0 for none."""
-        self.sent = False
+        """`outgoing` and `incoming` are the agreed intervals in seconds, 0 for none.
+
+        `is_silent`: whether nothing was sent since it was asked last.
+        """
+        self._is_silent = is_silent
         self.received_at = reactor.seconds()
         self._reactor = reactor
         self._send = send
@@ -55,9 +59,8 @@ class HeartBeats:
 
     def _beat(self, half: float) -> None:
         # Looking twice in each interval keeps every silence shorter than the interval.
-        if not self.sent:
+        if self._is_silent():
             self._send()
-        self.sent = False
         self._later("beat", half, self._beat, half)
 
     def _listen(self, was_late: bool) -> None:

@@ -77,7 +77,7 @@ class _LocalConsumer:
         return True
 
     def deliver(self, message: Message) -> None:
-        self._bodies.append(message.tail.partition(b"\n\n")[2][:-1])
+        self._bodies.append(b"".join(message.body))
         self.queue.settle(message)
         if len(self._bodies) == 1:
             self._reactor.callLater(0, self._hand_on)

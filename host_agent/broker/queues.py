@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from host_agent.broker.frames import Pieces
 from host_agent.broker.statistics import Totals
 
 MESSAGE_OVERHEAD_BYTES = 256
@@ -15,14 +16,17 @@ MESSAGE_OVERHEAD_BYTES = 256
 class Message:
     """One message as it is stored: already encoded, but for what differs from delivery to delivery."""
 
-    __slots__ = ("deliveries", "expires", "number", "refusals", "size", "tail")
+    __slots__ = ("body", "deliveries", "expires", "head", "length", "number", "refusals", "size")
 
-    def __init__(self, number: int, tail: bytes, expires: float = 0.0) -> None:
+    def __init__(self, number: int, head: bytes, body: Pieces, expires: float = 0.0) -> None:
         self.number = number
         """Grows with every message of a broker: the order of a queue."""
-        self.tail = tail
-        """The MESSAGE frame's bytes from the destination header to the closing NUL."""
-        self.size = len(tail) + MESSAGE_OVERHEAD_BYTES
+        self.head = head
+        """The MESSAGE frame's bytes from the destination header to the blank line."""
+        self.body = body
+        self.length = len(head) + sum(map(len, body)) + 1
+        """Of the frame's bytes that are the same in each delivery, with the closing NUL."""
+        self.size = self.length + MESSAGE_OVERHEAD_BYTES
         self.expires = expires
         """Seconds since the epoch; 0 for never."""
         self.deliveries = 0

@@ -60,7 +60,7 @@ class Session:
         """The client reads again: continue until it does not."""
         for subscription in list(self._subscriptions.values()):
             subscription.queue.wake(subscription)
-            if self._connection.output_paused:
+            if self._connection.outlet.paused:
                 return
 
     def end(self) -> None:
@@ -111,7 +111,9 @@ class Session:
         prefetch = self._prefetch(headers)
         self._last_index += 1
         index = self._last_index
-        subscription = Subscription(self._connection, name, index, mode, prefetch, self._broker.epoch, self._version)
+        subscription = Subscription(
+            self._connection.outlet, name, index, mode, prefetch, self._broker.epoch, self._version
+        )
         queue = self._broker.destinations.subscribe(destination, subscription)
         subscription.queue = queue
         self._subscriptions[name] = subscription

@@ -9,10 +9,10 @@ from host_agent.broker.frames import escape
 from host_agent.broker.queues import Message, MessageQueue
 
 if TYPE_CHECKING:
-    from host_agent.broker.connection import BrokerConnection
+    from host_agent.broker.outlet import Outlet
 
 
-_PLACE = Message(0, b"")
+_PLACE = Message(0, b"", ())
 
 
 class AckMode(enum.Enum):
@@ -28,10 +28,11 @@ class Subscription:
 
     __slots__ = (
         "_ack_prefix",
-        "_connection",
+        "_asks",
         "_delivered",
         "_frame_start",
         "_id_is_ack",
+        "_outlet",
         "in_line",
         "index",
         "mode",
@@ -46,7 +47,7 @@ class Subscription:
 
     def __init__(
         self,
-        connection: BrokerConnection,
+        outlet: Outlet,
         name: str,
         index: int,
         mode: AckMode,
@@ -61,7 +62,8 @@ class Subscription:
         self.in_line = False
         self.unacknowledged: dict[str, Message] = {}
         """By the id that an ACK names, in order of delivery."""
-        self._connection = connection
+        self._outlet = outlet
+        self._asks = mode is not AckMode.AUTO
         self._delivered = 0
         self._ack_prefix = f"{index}-"
         # STOMP 1.1 acknowledges by message-id, so there each delivery has its own.
@@ -71,13 +73,11 @@ class Subscription:
 
     def can_take(self) -> bool:
         """Whether the client reads, and holds fewer messages than its prefetch."""
-        return not self._connection.output_paused and (
-            self.mode is AckMode.AUTO or len(self.unacknowledged) < self.prefetch
-        )
+        return not self._outlet.paused and (not self._asks or len(self.unacknowledged) < self.prefetch)
 
     def deliver(self, message: Message) -> None:
         """Send the message to the client."""
-        if self.mode is AckMode.AUTO:
+        if not self._asks:
             head = f"{self._frame_start}{message.number}\n"
         else:
             self._delivered += 1
@@ -90,8 +90,8 @@ class Subscription:
                 head = f"{self._frame_start}{message.number}\nack:{ack}\n"
         if message.deliveries:
             head += f"redelivered:true\nredelivery-count:{message.deliveries}\n"
-        self._connection.write_message(head.encode(), message.tail)
-        if self.mode is AckMode.AUTO or self.queue.delivers_once:
+        self._outlet.message(head.encode(), message)
+        if not self._asks or self.queue.delivers_once:
             self.queue.settle(message)
 
     def take_acknowledged(self, ack: str) -> list[Message]:
