@@ -44,7 +44,7 @@ def _parse(data: bytes, segment: int) -> tuple[list[Frame], FrameError | None]:
         for start in range(0, len(data), segment):
             parser.feed(data[start : start + segment])
             while (frame := parser.next_frame()) is not None:
-                found.append(frame)
+                found.append(Frame(*frame[:3]))  # what it says, not how it was read
     except FrameError as error:
         return found, error
     return found, None
