@@ -50,14 +50,16 @@ class Child:
 
 def spawn(head: dict[str, Any], accounts: Accounts) -> Child:
     """Start the program, leader of a session of its own, with pipes whose reading ends are ours alone."""
-    pipes: list[int] = []
+    opened: list[int] = []
     account = accounts.open(head["id"])
     try:
+        stdin = os.open(head["stdin"] or os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        opened.append(stdin)
         stdout, out_end = os.pipe()
-        pipes += (stdout, out_end)
+        opened += (stdout, out_end)
         stderr, err_end = os.pipe()
-        pipes += (stderr, err_end)
-        with Path(head["stdin"] or os.devnull).open("rb") as stdin, account.starting():
+        opened += (stderr, err_end)
+        with account.starting():
             process = subprocess.Popen(
                 head["argv"],
                 cwd=head["cwd"],
@@ -68,12 +70,12 @@ def spawn(head: dict[str, Any], accounts: Accounts) -> Child:
                 start_new_session=True,
             )
     except BaseException:
-        for fd in pipes:
+        for fd in opened:
             os.close(fd)
         account.close()
         raise
-    os.close(out_end)
-    os.close(err_end)
+    for fd in (stdin, out_end, err_end):
+        os.close(fd)
     account.started(process.pid)
     return Child(head["id"], process, account, stdout, stderr)
 
