@@ -3,7 +3,8 @@
 Ours are from the request to the host agent until its guest agent has answered; a saved VM's until a new command has
 run in it. `plain QEMU boot` is the same image by hand, until its agent waits for settings. `cloud-init` is a Debian
 with systemd, until cloud-init has run a user's script (the image of the project's own test of contextualisation). The
-limit is QEMU's `-incoming` of the same template with the same command line, until the guest runs: no agent, no answer.
+limit is QEMU's `-incoming` of the same template with the same command line, until the guest runs: no agent, no answer;
+once as QEMU alone does it, with the memory in the state, and once with the memory mapped from a file, as ours is.
 All in turn; QEMU has the lowest priority in each. `template_s` is the first start, which boots the template.
 
 The short form has warm starts and the limit only.
@@ -30,8 +31,8 @@ from benchmarks.peers.packages import Unavailable
 from benchmarks.report import OURS, p99, rounds_of, show, timed
 from common.errors import VMwrapperError
 from host_agent.hypervisors.images import DEFAULT_IMAGE, Image, find_image, load_image
-from host_agent.hypervisors.qemu_templates import FOLDER, MEMORY
-from host_agent.hypervisors.qemu_vm import DISK
+from host_agent.hypervisors.qemu_machine import TEMPLATE_DISK
+from host_agent.hypervisors.qemu_templates import FOLDER, MEMORY, STATE
 from vm_images.builder import build_image
 from vm_images.cache import Cache, default_cache
 from vm_images.recipe import load_recipe
@@ -40,6 +41,7 @@ ROUNDS = 3 if SHORT else 5
 CLOUD_ROUNDS = (0, 1)  # minutes each, emulated
 COLD, SAVED, PLAIN = "our cold boot", "our return from a saved state", "plain QEMU boot"
 CLOUD, LIMIT = "systemd, cloud-init", "limit: QEMU -incoming"
+MAPPED = "the same, memory mapped"
 CLOUD_RECIPE = Path(__file__).parents[1] / "tests" / "vm" / "recipes" / "cloud.toml"
 
 
@@ -52,15 +54,23 @@ def run() -> dict[str, float]:
         template_s = timed(lambda: _start(agent, image))
         argv = psutil.Process(agent.call("vms")["vms"][0]["pid"]).cmdline()
         agent.call("stop_vm", vm=VM)
-        (template,) = [file.parent for file in (folder / "images" / FOLDER).glob(f"*/{MEMORY}")]
-        cpu: dict[str, list[float]] = {OURS: [], LIMIT: []}
+        (template,) = [file.parent for file in (folder / "images" / FOLDER).glob(f"*/{STATE}")]
+        disk, state = template / TEMPLATE_DISK, template / STATE
+        mapped = (template / MEMORY).exists()
+        whole = by_hand.whole_state(argv, disk, state, folder) if mapped else state
+        cpu: dict[str, list[float]] = {OURS: [], LIMIT: [], **({MAPPED: []} if mapped else {})}
 
-        def limit() -> float:
-            seconds, spent = by_hand.incoming(argv, template / DISK, template / MEMORY, folder)
-            cpu[LIMIT].append(spent)
+        def limit(name: str, like: list[str], state: Path) -> float:
+            seconds, spent = by_hand.incoming(like, disk, state, folder)
+            cpu[name].append(spent)
             return seconds
 
-        work: dict[str, Callable[[], float]] = {OURS: lambda: _started(agent, image, cpu[OURS]), LIMIT: limit}
+        work: dict[str, Callable[[], float]] = {
+            OURS: lambda: _started(agent, image, cpu[OURS]),
+            LIMIT: lambda: limit(LIMIT, by_hand.without_memory_file(argv), whole),
+        }
+        if mapped:
+            work[MAPPED] = lambda: limit(MAPPED, argv, state)
         missing: dict[str, str] = {}
         cloud: Image | None = None
         if not SHORT:
@@ -156,6 +166,8 @@ def _metrics(times: dict[str, list[float]], template_s: float, together: list[fl
     warm = middle[OURS]
     found = {"warm_s": warm, "warm_p99_s": p99(times[OURS]), "warm_ratio_to_limit": warm / middle[LIMIT]}
     found["template_s"] = template_s
+    if MAPPED in middle:
+        found["warm_ratio_to_mapped"] = warm / middle[MAPPED]
     if CLOUD in middle:
         found["warm_ratio_to_cloud_init"] = warm / middle[CLOUD]
     if not SHORT:

@@ -23,12 +23,13 @@ from common import messages
 from common.broker_link import BrokerLink
 from common.config import GuestConfig
 from common.errors import ProtocolError
-from common.files import GUEST_JOURNAL, GUEST_STATE, keeper_socket
+from common.files import keeper_socket
 from common.link import Link, new_session
 from common.messages import Confirm, CopyIn, CopyOut, Envelope, Hello, Message, Ping, Pong, Run, Signal, Welcome
 
 from . import VERSION
 from .copying import Copier
+from .ground import Ground
 from .journal import Journal
 from .presence import Presence
 from .runner import Runner
@@ -38,19 +39,19 @@ HELLO_MOST = 30.0
 KEEPER_FAREWELL = 0.5  # seconds in which the host may hear what was lost with the keeper
 
 
-def build_guest_agent(reactor: Any, config: GuestConfig, home: Path) -> GuestAgent:
+def build_guest_agent(reactor: Any, config: GuestConfig, home: Path, ground: Ground | None = None) -> GuestAgent:
     """The map of the program: every part of a guest agent and who talks to whom."""
-    state = home / GUEST_STATE
+    ground = ground or Ground.of(home)
     agent = GuestAgent(reactor, config, home)
     queue = messages.guest_queue(config.credentials.login)
     broker = BrokerLink(reactor, config.brokers, config.credentials, [queue], events=agent, dialect=config.dialect)
     link = Link(reactor, new_session(), agent.transmit, agent.deliver)
-    journal = Journal(state / GUEST_JOURNAL)
-    runner = Runner(reactor, home, journal, link, agent.keeper_lost, _environment(config))
+    journal = ground.journal
+    runner = Runner(reactor, home, journal, link, agent.keeper_lost, _environment(config), ground.accounts)
     copier = Copier(reactor, home, config.files, journal, link)
     presence = Presence(reactor, config, runner.running, agent.beacon)
     agent.wire(broker, link, journal, runner, copier, presence)
-    runner.connect(reactor, keeper_socket(home), ready=broker.start)
+    runner.connect(reactor, keeper_socket(home), ready=broker.start, connected=ground.keeper)
     return agent
 
 

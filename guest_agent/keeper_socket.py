@@ -25,16 +25,22 @@ _LENGTH = 4  # bytes before each frame
 
 @implementer(IReadDescriptor, IWriteDescriptor)
 class KeeperSocket:
-    """`heard` gets the contents of each frame, `lost` is called once."""
+    """`heard` gets the contents of each frame, `lost` is called once. `connected` is a socket that was made before."""
 
     def __init__(
-        self, reactor: Any, path: Path, heard: Callable[[dict[str, Any], bytes], None], lost: Callable[[], None]
+        self,
+        reactor: Any,
+        path: Path,
+        heard: Callable[[dict[str, Any], bytes], None],
+        lost: Callable[[], None],
+        connected: socket.socket | None = None,
     ) -> None:
         self._reactor = reactor
         self._path = str(path)
         self._heard = heard
         self._lost = lost
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connected = connected is not None
+        self._socket = connected or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._attempts = ATTEMPTS
         self._incoming = bytearray()
         self._outgoing = bytearray()
@@ -42,7 +48,8 @@ class KeeperSocket:
     def connect(self) -> None:
         """Begin; retries while the keeper starts."""
         try:
-            self._socket.connect(self._path)
+            if not self._connected:
+                self._socket.connect(self._path)
         except OSError:
             self._attempts -= 1
             if self._attempts:

@@ -66,24 +66,29 @@ def _run_agent(config_path: Path, home: Path, host_line: bool, log_format: str, 
 
     from common.config import GuestConfig
     from common.errors import VMwrapperError
+    from common.files import keeper_socket
     from common.logs import LogFormat, start_logging
 
     from .agent import build_guest_agent
+    from .ground import Ground, connect_keeper, rehearse
     from .host_line import HostLine, wait_for_settings
 
+    log = start_logging("guest-agent", debug=debug, form=LogFormat(log_format))
+    ground = None
     if host_line and not config_path.exists():
         import random
 
+        ground = Ground.of(home, connect_keeper(keeper_socket(home)))
+        rehearse()
         wait_for_settings(config_path)
         random.seed()  # this machine is one of several clones
-    log = start_logging("guest-agent", debug=debug, form=LogFormat(log_format))
     try:
         config = GuestConfig.load(config_path)
     except VMwrapperError as error:
         print(f"vmwrapper-guest-agent: {error.explain()}", file=sys.stderr)
         return 2
     log.about.update(vm=config.name, instance=config.guest)
-    agent = build_guest_agent(reactor, config, home)
+    agent = build_guest_agent(reactor, config, home, ground)
     if host_line:
         HostLine(reactor, agent.restored, agent.settings_changed, agent.host_is_there).start()
     reactor.addSystemEventTrigger("before", "shutdown", agent.stop)

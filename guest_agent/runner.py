@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from common.files import confine
 from common.link import Link
 from common.messages import ENDED, MAX_PAYLOAD, RUNNING, Output, Result, Run, Signal, Started, Usage
 
-from .accounting import Account, Used, accounts
+from .accounting import Account, Accounts, Used, accounts
 from .journal import Journal
 from .keeper_socket import KeeperSocket
 
@@ -76,8 +77,9 @@ class Runner:
         link: Link,
         keeper_gone: Callable[[], None],
         environment: Mapping[str, str],
+        counting: Accounts | None = None,
     ) -> None:
-        """`environment`: of all programs, before a command's own."""
+        """`environment`: of all programs, before a command's own. `counting`: how; the best way by itself."""
         self._environment = environment
         self._reactor: IReactorTime = reactor
         self._keeper_gone = keeper_gone
@@ -88,7 +90,7 @@ class Runner:
         self._commands: dict[str, _Command] = {}
         self._accepted: list[_Command] = []  # in the journal, which is going to be flushed
         self._keeper: KeeperConnection | None = None
-        self._accounts = accounts()
+        self._accounts = counting or accounts()
         self._usage = LoopingCall(self._look_at_usage)
         self._usage.clock = reactor
         for command, result in journal.commands.items():
@@ -97,8 +99,13 @@ class Runner:
 
     # -- the keeper's connection
 
-    def connect(self, reactor: Any, path: Path, ready: Callable[[], None]) -> None:
-        """Connect to the keeper; `ready` is called when it has told what it holds. Retries while it starts."""
+    def connect(
+        self, reactor: Any, path: Path, ready: Callable[[], None], connected: socket.socket | None = None
+    ) -> None:
+        """Connect to the keeper; `ready` is called when it has told what it holds. Retries while it starts.
+
+        `connected`: there is a connection already.
+        """
         if not hasattr(os, "fork"):
             from .direct import DirectKeeper
 
@@ -112,7 +119,7 @@ class Runner:
             else:
                 self.kept(head, payload)
 
-        connection = KeeperSocket(reactor, path, heard, self.keeper_lost)
+        connection = KeeperSocket(reactor, path, heard, self.keeper_lost, connected)
         connection.connect()
 
     def keeper_state(self, connection: KeeperConnection, keeper_id: str, commands: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ import attrs
 from benchmarks.cpu import cpu_seconds
 from benchmarks.machine import accelerator
 from host_agent.hypervisors.images import Image
-from host_agent.hypervisors.qemu_options import HOST_LINE, KVM, MACHINE, QEMU, QEMU_IMG, TCG
+from host_agent.hypervisors.qemu_options import HOST_LINE, KVM, MACHINE, QEMU, QEMU_IMG, RAM, TCG
 from host_agent.hypervisors.virtualbox.config_iso import iso9660
 
 DEADLINE = 600.0
@@ -60,29 +60,62 @@ def cloud_init_boot(image: Image, folder: Path) -> float:
         return qemu.seconds()
 
 
-def incoming(like: Sequence[str], disk: Path, memory: Path, folder: Path) -> tuple[float, float]:
+def incoming(like: Sequence[str], disk: Path, state: Path, folder: Path) -> tuple[float, float]:
     """Until a guest runs on from a template, with the command line of a VM like it, by QEMU alone.
 
     Seconds, and the CPU time that QEMU has used by then.
     """
+    with _come(like, disk, state, folder) as (qemu, monitor):
+        monitor.ask("cont")  # it stood still when it was kept
+        return qemu.seconds(), cpu_seconds([qemu.process.pid])
+
+
+def whole_state(like: Sequence[str], disk: Path, state: Path, folder: Path) -> Path:
+    """Of a template whose memory is a file of its own: the state as QEMU alone writes it, with the memory in it."""
+    whole = folder / "whole"
+    with _come(like, disk, state, folder) as (_, monitor):
+        off = [{"capability": "x-ignore-shared", "state": False}]
+        monitor.ask("migrate-set-capabilities", capabilities=off)
+        monitor.ask("migrate-set-parameters", **{"max-bandwidth": 10 << 30})
+        monitor.ask("migrate", uri=f"exec:cat >{whole}")
+        until = time.monotonic() + DEADLINE
+        while (status := monitor.ask("query-migrate").get("status")) != "completed":
+            if status == "failed" or time.monotonic() > until:
+                raise RuntimeError(f"QEMU did not write the whole state: {status}")
+            time.sleep(0.02)
+    return whole
+
+
+def without_memory_file(like: Sequence[str]) -> list[str]:
+    """The command line of a VM whose memory is no file."""
+    argv = list(like)
+    if "-object" in argv:
+        del argv[argv.index("-object") : argv.index("-object") + 2]
+    return [word.replace(f",memory-backend={RAM}", "") for word in argv]
+
+
+@contextmanager
+def _come(like: Sequence[str], disk: Path, state: Path, folder: Path) -> Iterator[tuple[_Running, _Monitor]]:
+    """A QEMU that has read a state, and stands still."""
     place = Path(_after(like, "socket,id=monitor,path=").partition(",")[0]).parent
     theirs = _after(like, "if=none,id=disk,").partition("file=")[2]
     ours = str(overlay(folder / "incoming.qcow2", disk))
     argv = [word.replace(theirs, ours).replace(str(place), str(folder)) for word in like]
     argv = argv[: argv.index("-incoming")]
+    if "-object" in argv:
+        argv += ["-global", "migration.x-ignore-shared=on"]
     with (
-        memory.open("rb") as state,
+        state.open("rb") as file,
         _listening(folder / "qmp.sock") as server,
         _listening(folder / "host.sock"),
-        _started([*argv, "-incoming", f"fd:{state.fileno()}"], state.fileno()) as qemu,
+        _started([*argv, "-incoming", f"fd:{file.fileno()}"], file.fileno()) as qemu,
         _accept(server) as connection,
     ):
-        lines = connection.makefile("rb")
-        _ask(connection, lines, "qmp_capabilities")
-        while _ask(connection, lines, "query-status")["status"] == "inmigrate":
+        monitor = _Monitor(connection, connection.makefile("rb"))
+        monitor.ask("qmp_capabilities")
+        while monitor.ask("query-status")["status"] == "inmigrate":
             time.sleep(0.002)
-        _ask(connection, lines, "cont")  # it stood still when it was kept
-        return qemu.seconds(), cpu_seconds([qemu.process.pid])
+        yield qemu, monitor
 
 
 def _argv(image: Image, disk: Path, *more: str) -> list[str]:
@@ -143,13 +176,18 @@ def _read_until(descriptor: int, word: bytes) -> None:
         seen = (seen + piece)[-8192:]
 
 
-def _ask(connection: socket.socket, lines: Any, command: str) -> Any:
-    """A command of QMP; what it says besides the answer is passed over."""
-    connection.sendall(json.dumps({"execute": command}).encode() + b"\n")
-    while "return" not in (said := json.loads(lines.readline())):
-        if "error" in said:
-            raise RuntimeError(f"{command}: {said['error']}")
-    return said["return"]
+@attrs.frozen
+class _Monitor:
+    connection: socket.socket
+    lines: Any
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """A command of QMP; what it says besides the answer is passed over."""
+        self.connection.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        while "return" not in (said := json.loads(self.lines.readline())):
+            if "error" in said:
+                raise RuntimeError(f"{command}: {said['error']}")
+        return said["return"]
 
 
 def _after(argv: Sequence[str], begin: str) -> str:

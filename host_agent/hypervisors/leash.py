@@ -5,7 +5,8 @@ the grace time; an agent that connects in that time has it. When nobody comes, Q
 host is removed, except for states that can be restored.
 
 A process of its own, run by path with `python -I -S` and the standard library alone: small, and nothing to wait for.
-Settings come as JSON through standard input; it answers by ending its first process once it can be connected to.
+Settings come through standard input, each with a NUL at its end: place (of the sockets, in the ledger), directory (of
+the VM), grace (seconds), and QEMU's command line. It answers by ending its first process once it can be connected to.
 
     agent ──▶ leash   {"signal": 15}, {"share": 0.5}, {"done": true}
     leash ──▶ agent   {"leash": pid, "process": pid}, {"ended": {"status", "signal", "errors", "cpu_seconds"}},
@@ -14,17 +15,64 @@ Settings come as JSON through standard input; it answers by ending its first pro
 
 from __future__ import annotations
 
-import json
+import _socket
 import os
-import selectors
-import shutil
-import signal
-import socket
 import sys
-import time
-from typing import Any
 
 SOCKET = "leash.sock"
+# SIGHUP, SIGINT, SIGPIPE, SIGTERM. Their names are in a module that takes half as long as Python's own start.
+DEFAULTS = (1, 2, 13, 15)
+
+
+class Begun:
+    """What is done before anything else: every start of a VM waits for it."""
+
+    def __init__(self) -> None:
+        """In the leash's own process; the first one ends here."""
+        words = sys.stdin.buffer.read().split(b"\0")[:-1]
+        self.place, self.directory = os.fsdecode(words[0]), os.fsdecode(words[1])
+        self.grace = float(words[2])
+        os.umask(0o077)
+        path = os.path.join(self.place, SOCKET)  # noqa: PTH118  (pathlib is 10 ms)
+        if os.path.exists(path):  # noqa: PTH110
+            os.unlink(path)  # noqa: PTH108
+        self.listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self.listening.bind(path)
+        self.listening.listen(4)
+        if os.fork():
+            os._exit(0)  # whoever started us may connect now
+        os.setsid()
+        os.chdir(self.directory)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        self.output, output_end = os.pipe()
+        self.errors, errors_end = os.pipe()
+        places = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output_end, 1),
+            (os.POSIX_SPAWN_DUP2, errors_end, 2),
+        ]
+        self.pid, self.why_not = 0, ""
+        try:
+            self.pid = os.posix_spawn(words[3], words[3:], os.environ, file_actions=places, setsigdef=DEFAULTS)
+        except OSError as error:
+            self.why_not = f"{os.fsdecode(words[3])}: {error.strerror}"
+        os.close(output_end)
+        os.close(errors_end)
+
+
+# Here, because QEMU starts while the rest is loaded.
+_BEGUN = Begun() if __name__ == "__main__" else None
+
+import json  # noqa: E402
+import selectors  # noqa: E402
+import shutil  # noqa: E402
+import signal  # noqa: E402
+import socket  # noqa: E402
+import time  # noqa: E402
+from typing import Any  # noqa: E402
+
 STATES = "states.json"  # in the VM's directory while there is something to restore
 CONSOLE = "console.log"
 CONSOLE_BYTES = 64 * 1024
@@ -35,14 +83,12 @@ FIRST_WAIT = 10.0  # seconds for the agent that started us to connect
 
 
 class Leash:
-    """`settings`: argv, place (of the sockets, in the ledger), directory (of the VM), grace (seconds)."""
+    """The parent of a QEMU that has begun."""
 
-    def __init__(self, settings: dict[str, Any], listening: socket.socket) -> None:
-        self._argv: list[str] = settings["argv"]
-        self._place: str = settings["place"]
-        self._directory: str = settings["directory"]
-        self._grace: float = settings["grace"]
-        self._listening = listening
+    def __init__(self, begun: Begun) -> None:
+        self._pid = begun.pid
+        self._place, self._directory, self._grace = begun.place, begun.directory, begun.grace
+        self._listening = socket.socket(fileno=begun.listening.detach())
         self._agent: socket.socket | None = None
         self._words = b""
         self._done = False
@@ -53,6 +99,10 @@ class Leash:
         self._turn = 0.0
         self._console = Console(os.path.join(self._directory, CONSOLE))  # noqa: PTH118  (pathlib is 10 ms)
         self._selector = selectors.DefaultSelector()
+        self._selector.register(begun.output, selectors.EVENT_READ, self._output)
+        self._selector.register(begun.errors, selectors.EVENT_READ, self._error)
+        if begun.why_not:
+            self._how_it_ended(127, 0, begun.why_not, 0.0)
 
     def run(self) -> None:
         wake, woken = os.pipe()
@@ -61,7 +111,7 @@ class Leash:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # whoever means the VM tells the agent
-        self._pid = self._start()
+        self._look()  # it may have ended before we could hear of it
         self._selector.register(wake, selectors.EVENT_READ, self._woken)
         self._selector.register(self._listening, selectors.EVENT_READ, self._connected)
         alone_until = time.monotonic() + max(self._grace, FIRST_WAIT)
@@ -91,26 +141,6 @@ class Leash:
         self._stands = not self._stands
         os.kill(self._pid, signal.SIGSTOP if self._stands else signal.SIGCONT)
         self._turn = now + PERIOD * (1.0 - self._share if self._stands else self._share)
-
-    def _start(self) -> int:
-        output, output_end = os.pipe()
-        errors, errors_end = os.pipe()
-        places = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, output_end, 1),
-            (os.POSIX_SPAWN_DUP2, errors_end, 2),
-        ]
-        defaults = [signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-        try:
-            pid = os.posix_spawn(self._argv[0], self._argv, os.environ, file_actions=places, setsigdef=defaults)
-        except OSError as error:
-            self._how_it_ended(127, 0, f"{self._argv[0]}: {error.strerror}", 0.0)
-            pid = 0
-        os.close(output_end)
-        os.close(errors_end)
-        self._selector.register(output, selectors.EVENT_READ, self._output)
-        self._selector.register(errors, selectors.EVENT_READ, self._error)
-        return pid
 
     # -- what happens
 
@@ -242,24 +272,5 @@ def _send(to: socket.socket, message: dict[str, Any]) -> bool:
         return False
 
 
-def main() -> None:
-    settings = json.loads(sys.stdin.buffer.read())
-    os.umask(0o077)
-    path = os.path.join(settings["place"], SOCKET)  # noqa: PTH118
-    if os.path.exists(path):  # noqa: PTH110
-        os.unlink(path)  # noqa: PTH108
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(path)
-    listening.listen(4)
-    if os.fork():
-        os._exit(0)  # whoever started us may connect now
-    os.setsid()
-    os.chdir(settings["directory"])
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    Leash(settings, listening).run()
-
-
-if __name__ == "__main__":
-    main()
+if _BEGUN is not None:
+    Leash(_BEGUN).run()

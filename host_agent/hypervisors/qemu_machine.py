@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from twisted.internet.task import deferLater
 
 from host_agent.ledger import LedgerEntry
 
-from .base import SAVED, Door, HypervisorError, MachineSpec, MachineState
+from .base import SAVED, HypervisorError, MachineSpec, MachineState
 from .qemu_disk import TOOL_DEADLINE
 from .qemu_memory import PAUSED_DEADLINE, STATE_DEADLINE, Refused
-from .qemu_options import NAMES, NETWORK, TCG, program
+from .qemu_options import NAMES, TCG, MemoryFile, program
 from .qemu_packing import ZSTD, Compressor, Packing
 from .qemu_states import State, States, run_tool, sync
 from .qemu_vm import START_DEADLINE, QemuVm
@@ -38,10 +37,16 @@ TEMPLATE_DISK = "template.qcow2"
 
 @attrs.frozen
 class Clone:
-    """What a VM starts from instead of a boot: the disk and the memory of a template."""
+    """What a VM starts from instead of a boot: a template's disk, and what QEMU reads.
+
+    `overlay` is an empty disk over TEMPLATE_DISK beside it. With `memory`, which QEMU maps and nobody writes, `state`
+    has the devices alone; else it has both.
+    """
 
     disk: Path
-    memory: Path
+    overlay: Path
+    state: Path
+    memory: Path | None
 
 
 class QemuMachine(QemuVm):
@@ -65,6 +70,7 @@ class QemuMachine(QemuVm):
         """The same over a template's disk, which gets a name here: it may be removed where it is."""
         base = self.spec.directory / TEMPLATE_DISK
         try:
+            shutil.copyfile(clone.overlay, self._disk.path)
             try:
                 base.hardlink_to(clone.disk)
             except OSError:  # another file system; it is small
@@ -72,7 +78,6 @@ class QemuMachine(QemuVm):
         except OSError as error:
             self._log.warn("{name} boots: its template is gone: {error}", name=self.spec.name, error=error)
             return False
-        await self.make_disk(base)
         self._clone = clone
         return True
 
@@ -104,9 +109,11 @@ class QemuMachine(QemuVm):
         """Go on from a template; on any doubt make everything ready for a boot instead."""
         self._clone = None
         try:
-            qmp = await self._launch(how, None, "-incoming", "defer", "-S", after=MachineState.STARTING)
-            with clone.memory.open("rb") as memory:
-                await self._memory.read(qmp, memory.fileno())
+            mapped = MemoryFile(clone.memory, shared=False) if clone.memory is not None else None
+            more = ("-incoming", "defer", "-S")
+            qmp = await self._launch(how, None, *more, after=MachineState.STARTING, memory=mapped)
+            with clone.state.open("rb") as state:
+                await self._memory.read(qmp, state.fileno(), has_memory=mapped is not None)
             await qmp.execute("cont")
             self._host_line.say(restored=True, config=self.spec.guest_config.decode("utf-8"))
             self._intend(MachineState.RUNNING)
@@ -119,11 +126,13 @@ class QemuMachine(QemuVm):
         self._change(MachineState.RUNNING)
         return True
 
-    async def start_as_template(self, deadline: float) -> None:
-        """Boot without settings; returns when the guest waits for them."""
+    async def start_as_template(self, deadline: float, memory: Path | None) -> None:
+        """Boot without settings, with `memory` as its memory; returns when the guest waits for them."""
         waiting = self._host_line.guest_waits().addTimeout(deadline, self._reactor)
         try:
-            await self._launch("as a template", None)
+            await self._launch(
+                "as a template", None, memory=MemoryFile(memory, shared=True) if memory is not None else None
+            )
             self._change(MachineState.RUNNING)
             await waiting
         except defer.TimeoutError:
@@ -131,6 +140,14 @@ class QemuMachine(QemuVm):
         finally:
             waiting.addErrback(lambda _: None)
             waiting.cancel()
+
+    async def end_as_template(self, devices: Path) -> None:
+        """End it, with its memory in the file that it is, and all else in another."""
+        qmp = self._steered()
+        await qmp.execute("stop")
+        with devices.open("xb") as file:
+            await self._memory.write_devices(qmp, file.fileno())
+        await self.power_off()
 
     # -- taking over
 
@@ -345,29 +362,6 @@ class QemuMachine(QemuVm):
 
     def snapshots(self) -> Deferred[list[str]]:
         return succeed(self._states.names())
-
-    def reach(self, port: int) -> Deferred[Door]:
-        """For everybody on this host, who must know its port: whatever listens there has to ask who they are."""
-        return Deferred.fromCoroutine(self._reach(port))
-
-    async def _reach(self, port: int) -> Door:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            ours = int(free.getsockname()[1])
-        rule = f"tcp:127.0.0.1:{ours}"
-        said = await self._monitor_command(f"hostfwd_add {NETWORK} {rule}-:{port}")
-        if said:
-            raise HypervisorError(f"QEMU lets nobody to port {port} of {self.spec.name}: {said}")
-
-        async def close() -> None:
-            if self._qmp is not None:  # else the door went with QEMU
-                await self._monitor_command(f"hostfwd_remove {NETWORK} {rule}")
-
-        return Door("127.0.0.1", ours, lambda: Deferred.fromCoroutine(close()))
-
-    async def _monitor_command(self, line: str) -> str:
-        """QMP has no words of its own for this."""
-        said = await self._steered().execute("human-monitor-command", **{"command-line": line})
-        return str(said or "").strip()
 
     def delete_snapshot(self, name: str) -> Deferred[None]:
         return self._alone(lambda: self._delete(name))

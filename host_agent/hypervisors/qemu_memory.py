@@ -52,19 +52,26 @@ class Memory:
         await self._reaches(qmp, "completed", PAUSED_DEADLINE)
 
     async def _begin(self, qmp: QMP, packing: Packing, *, live: bool) -> None:
-        wanted = {"pause-before-switchover": live, "events": True}
-        await _capabilities(qmp, wanted)
-        await qmp.execute("migrate-set-parameters", **{"max-bandwidth": 10 << 30})  # the disk sets the pace
         try:
-            await qmp.pass_descriptor("state", packing.descriptor)
+            await self._send(qmp, packing.descriptor, {"x-ignore-shared": False, "pause-before-switchover": live})
         finally:
             packing.passed()
+
+    async def _send(self, qmp: QMP, into: int, capabilities: dict[str, bool]) -> None:
+        await _capabilities(qmp, {**capabilities, "events": True})
+        await qmp.execute("migrate-set-parameters", **{"max-bandwidth": 10 << 30})  # the disk sets the pace
+        await qmp.pass_descriptor("state", into)
         self._status = ""
         await qmp.execute("migrate", uri="fd:state")
 
-    async def read(self, qmp: QMP, source: int) -> None:
+    async def write_devices(self, qmp: QMP, into: int) -> None:
+        """All but the memory, which is a shared file, of a guest that stands still."""
+        await self._send(qmp, into, {"x-ignore-shared": True, "pause-before-switchover": False})
+        await self._reaches(qmp, "completed", STATE_DEADLINE)
+
+    async def read(self, qmp: QMP, source: int, *, has_memory: bool = False) -> None:
         """From a descriptor, whose other end must not wait for us to close ours."""
-        await _capabilities(qmp, {"events": True})
+        await _capabilities(qmp, {"x-ignore-shared": has_memory, "events": True})
         await qmp.pass_descriptor("state", source)
         self._status = ""
         await qmp.execute("migrate-incoming", uri="fd:state")

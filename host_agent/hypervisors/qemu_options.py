@@ -8,6 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import attrs
+
 from .base import HypervisorError, MachineSpec
 from .images import DiskBus, Firmware, Image
 from .qemu_wiring import CLOSED_GATEWAY, Wires
@@ -32,6 +34,7 @@ MACHINES = {DiskBus.VIRTIO: MACHINE, DiskBus.IDE: "pc", DiskBus.SATA: "q35"}
 DISKS = {DiskBus.VIRTIO: "virtio-blk-pci", DiskBus.IDE: "ide-hd,bus=ide.0", DiskBus.SATA: "ide-hd,bus=ide.0"}
 UEFI = (Path("/usr/share/ovmf/OVMF.fd"), Path("/usr/share/edk2/ovmf/OVMF.fd"), Path("/usr/share/qemu/ovmf-x86_64.bin"))
 NETWORK = "net"  # QEMU's name for the guest's
+RAM = "pc.ram"  # its name for the memory of such machines
 # What an emulated processor is better without. Told of "fast string moves", Linux copies and clears memory with `rep
 # movsb`, which QEMU does byte by byte: a third to a seventh of what plain loops reach. A fifth level of page tables
 # makes each look into them longer, for memory that no guest has.
@@ -45,13 +48,35 @@ HARDWARE = {"win32": WHPX, "darwin": HVF}.get(sys.platform, KVM)  # what drives 
 NAMES: dict[tuple[str, ...], str] = {TCG: "emulated", KVM: "with KVM", HVF: "with HVF", WHPX: "with WHPX"}
 
 
+@attrs.frozen
+class MemoryFile:
+    """A file that is a guest's memory. What the guest writes goes into it only when it is `shared`."""
+
+    path: Path
+    shared: bool
+
+
 def command_line(
-    spec: MachineSpec, accelerator: tuple[str, ...], disk: Path, wires: Wires, config: Path | None
+    spec: MachineSpec,
+    accelerator: tuple[str, ...],
+    disk: Path,
+    wires: Wires,
+    config: Path | None,
+    memory: MemoryFile | None = None,
 ) -> list[str]:
     """Everything but how it starts. A restored guest has its `config` in its memory."""
     image = spec.image
     argv = [*_gentle(), *_memory_limit(spec.memory_mb), program(QEMU), "-name", value(spec.name), *accelerator]
-    argv += ["-M", MACHINES[image.disk_bus], "-smp", str(spec.cpus), "-m", str(spec.memory_mb)]
+    backend = f",memory-backend={RAM}" if memory is not None else ""
+    argv += ["-M", MACHINES[image.disk_bus] + backend, "-smp", str(spec.cpus), "-m", str(spec.memory_mb)]
+    if memory is not None:
+        # Under the name that it has without a file: a state of the one is also one of the other.
+        share = "on" if memory.shared else "off"
+        named = f"id={RAM},x-use-canonical-path-for-ramblock-id=off"
+        argv += [
+            "-object",
+            f"memory-backend-file,{named},size={spec.memory_mb}M,share={share},mem-path={value(memory.path)}",
+        ]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     # elevateprivileges=deny or =children would forbid the setsid() with which QEMU starts the helper of a port.
     sandbox = "on,obsolete=deny,elevateprivileges=allow,spawn=allow,resourcecontrol=deny"

@@ -61,11 +61,11 @@ class QemuProcess:
 
     def start(self, argv: list[str], directory: Path, grace: float) -> Deferred[None]:
         """Fires when QEMU was started (not when it has come far)."""
-        settings = {"argv": argv, "place": str(self._place), "directory": str(directory), "grace": grace}
-        return Deferred.fromCoroutine(self._start(settings))
+        words = [str(self._place), str(directory), str(grace), *argv]
+        return Deferred.fromCoroutine(self._start(b"".join(os.fsencode(word) + b"\0" for word in words)))
 
-    async def _start(self, settings: dict[str, Any]) -> None:
-        starter = _Starter(json.dumps(settings).encode("utf-8"))
+    async def _start(self, settings: bytes) -> None:
+        starter = _Starter(settings)
         command = lean_argv(PROGRAM, "host_agent.hypervisors.leash")
         self._reactor.spawnProcess(starter, command[0], command, env=None)
         try:

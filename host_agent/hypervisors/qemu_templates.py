@@ -21,6 +21,7 @@ import attrs
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
 from common.files import write_private
@@ -28,16 +29,19 @@ from host_agent.ledger import LedgerEntry
 
 from .base import HypervisorError, MachineSpec
 from .images import Image
-from .qemu_machine import Clone, QemuMachine
-from .qemu_options import KVM, QEMU, command_line, program
+from .qemu_machine import TEMPLATE_DISK, Clone, QemuMachine
+from .qemu_options import KVM, QEMU, QEMU_IMG, TCG, command_line, program
 from .qemu_packing import ZSTD
 from .qemu_states import States, run_tool, sync
 from .qemu_vm import DISK
 from .qemu_wiring import Wires
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = ".templates"
-MEMORY = "memory"
+MEMORY = "memory"  # of an emulated guest: clones map it, and share what they do not write
+STATE = "state"  # what QEMU reads
+OVERLAY = "overlay.qcow2"
+BLOCK = 64 * 1024
 RECORD = "template.json"
 BOOT_DEADLINE = 180.0  # seconds until a guest waits for its settings
 TOOL_DEADLINE = 120.0
@@ -70,7 +74,10 @@ class Templates:
             if not _whole(place):
                 raise HypervisorError("it could not be made")
             (place / RECORD).touch()  # it is in use
-            return Clone(place / DISK, place / MEMORY)
+            memory = place / MEMORY if (place / MEMORY).exists() else None
+            if memory is not None:
+                deferToThread(_read_ahead, memory).addErrback(lambda _: None)
+            return Clone(place / TEMPLATE_DISK, place / OVERLAY, place / STATE, memory)
         except (HypervisorError, OSError, defer.TimeoutError) as error:
             self._log.warn("{name} boots, there is no template for it: {error}", name=spec.name, error=error)
             return None
@@ -121,29 +128,36 @@ class Templates:
         )
         machine = QemuMachine(self._reactor, own, LedgerEntry(own.instance, work), States(work), grace=0.0)
         machine.accelerator = accelerator
+        new = place.with_name(f"{key}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
         try:
             await machine.make_disk(spec.image.disk)
-            await machine.start_as_template(BOOT_DEADLINE)
-            await machine.save_state()
-            (packed,) = work.glob("state-*.zst")
-            memory = work / MEMORY
-            unpack = ("-d", "-q", "-f", str(packed), "-o", str(memory))
-            await run_tool(self._reactor, TOOL_DEADLINE, "its memory cannot be unpacked", program(ZSTD), *unpack)
-            await sync(work / DISK, memory)
-            new = place.with_name(f"{key}.new")
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir(mode=0o700)
-            for file in (work / DISK, memory):
-                file.chmod(0o400)
-                file.rename(new / file.name)
-            sizes = {name: (new / name).stat().st_size for name in (DISK, MEMORY)}
-            write_private(
-                new / RECORD,
-                json.dumps({"image": spec.image.name, "digest": spec.image.digest, "sizes": sizes}).encode("utf-8"),
-            )
+            # Memory that is a file has small pages only: what is not emulated computes with larger ones.
+            if accelerator is TCG:
+                await machine.start_as_template(BOOT_DEADLINE, work / MEMORY)
+                await machine.end_as_template(new / STATE)
+                await deferToThread(_without_nothing, work / MEMORY, new / MEMORY)
+            else:
+                await machine.start_as_template(BOOT_DEADLINE, None)
+                await machine.save_state()
+                (packed,) = work.glob("state-*.zst")
+                unpack = ("-d", "-q", "-f", str(packed), "-o", str(new / STATE))
+                await run_tool(self._reactor, TOOL_DEADLINE, "its memory cannot be unpacked", program(ZSTD), *unpack)
+            (work / DISK).rename(new / TEMPLATE_DISK)
+            words = ("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", TEMPLATE_DISK, str(new / OVERLAY))
+            await run_tool(self._reactor, TOOL_DEADLINE, "its disk cannot be used", program(QEMU_IMG), *words)
+            files = list(new.iterdir())
+            for file in files:
+                # QEMU opens memory to write, though it does not.
+                file.chmod(0o600 if file.name == MEMORY else 0o400)
+            await sync(*files)
+            told = {"image": spec.image.name, "digest": spec.image.digest, "files": {f.name: _stamp(f) for f in files}}
+            write_private(new / RECORD, json.dumps(told).encode("utf-8"))
             shutil.rmtree(place, ignore_errors=True)
             new.rename(place)
         finally:
+            shutil.rmtree(new, ignore_errors=True)
             await machine.destroy()
 
     def _remove_unused(self, image: Image) -> None:
@@ -160,11 +174,41 @@ class Templates:
 
 
 def _whole(place: Path) -> bool:
+    """Whether nothing was written to it, and nothing cut off, since it was made."""
     try:
-        sizes = json.loads((place / RECORD).read_bytes())["sizes"]
-        return all((place / name).stat().st_size == size for name, size in sizes.items())
+        files = json.loads((place / RECORD).read_bytes())["files"]
+        return bool(files) and all(_stamp(place / name) == stamp for name, stamp in files.items())
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _stamp(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _without_nothing(source: Path, target: Path) -> None:
+    """Copy a file whose blocks of zeros need no room, in one piece: it was written here and there."""
+    with source.open("rb", buffering=0) as old, target.open("xb", buffering=0) as new:
+        while block := old.read(BLOCK):
+            if block.count(0) == len(block):
+                new.seek(len(block), os.SEEK_CUR)
+            else:
+                new.write(block)
+        new.truncate(source.stat().st_size)
+
+
+def _read_ahead(path: Path) -> None:
+    """In order, before a guest wants it page by page."""
+    with path.open("rb") as file:
+        end = 0
+        while True:
+            try:
+                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:  # nothing but zeros follows
+                return
+            end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
 
 @contextmanager

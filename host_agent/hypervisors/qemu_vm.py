@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,14 +24,14 @@ from twisted.logger import Logger
 from common.files import write_private
 from host_agent.ledger import LedgerEntry
 
-from .base import HypervisorError, MachineSpec, MachineState
+from .base import Door, HypervisorError, MachineSpec, MachineState
 from .cpu_time import CpuTime
 from .host_line import HostLine
 from .host_memory import oom_kills
 from .leash import CONSOLE, CONSOLE_BYTES
 from .qemu_disk import Disk
 from .qemu_memory import Memory
-from .qemu_options import TCG, command_line
+from .qemu_options import NETWORK, TCG, MemoryFile, command_line
 from .qemu_process import KILLED, HowItEnded
 from .qemu_wiring import HOST_LINE, MONITOR, Process, new_process, wiring
 from .qmp import QMP
@@ -111,7 +112,14 @@ class QemuVm:
 
     # -- start
 
-    async def _launch(self, how: str, config: Path | None, *more: str, after: MachineState | None = None) -> QMP:
+    async def _launch(
+        self,
+        how: str,
+        config: Path | None,
+        *more: str,
+        after: MachineState | None = None,
+        memory: MemoryFile | None = None,
+    ) -> QMP:
         """Start QEMU and wait until it answers. `after` is the state that an end is to lead to."""
         if self._destroying:
             raise HypervisorError(f"the VM {self.spec.name} is being removed")
@@ -122,7 +130,7 @@ class QemuVm:
         self._listen()
         if config is not None:  # now that its ports have their numbers
             write_private(config, self._wiring.settings(self.spec.guest_config))
-        argv = command_line(self.spec, self.accelerator, self._disk.path, self._wiring.wires(), config)
+        argv = command_line(self.spec, self.accelerator, self._disk.path, self._wiring.wires(), config, memory)
         ready: Deferred[None] = Deferred()
         self._ready = ready
         process = self._process = new_process(self._reactor, self._place, self._ended)
@@ -330,6 +338,29 @@ class QemuVm:
                 self._ledger.release()
         elif self._ledger is not None:
             self._ledger.close()  # nothing but its directory is left on this host
+
+    def reach(self, port: int) -> Deferred[Door]:
+        """For everybody on this host, who must know its port: whatever listens there has to ask who they are."""
+        return Deferred.fromCoroutine(self._reach(port))
+
+    async def _reach(self, port: int) -> Door:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ours = int(free.getsockname()[1])
+        rule = f"tcp:127.0.0.1:{ours}"
+        said = await self._monitor_command(f"hostfwd_add {NETWORK} {rule}-:{port}")
+        if said:
+            raise HypervisorError(f"QEMU lets nobody to port {port} of {self.spec.name}: {said}")
+
+        async def close() -> None:
+            if self._qmp is not None:  # else the door went with QEMU
+                await self._monitor_command(f"hostfwd_remove {NETWORK} {rule}")
+
+        return Door("127.0.0.1", ours, lambda: Deferred.fromCoroutine(close()))
+
+    async def _monitor_command(self, line: str) -> str:
+        """QMP has no words of its own for this."""
+        said = await self._steered().execute("human-monitor-command", **{"command-line": line})
+        return str(said or "").strip()
 
     # -- looking
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,12 @@ from twisted.internet import reactor
 from twisted.internet.protocol import Factory
 from twisted.logger import LogEvent, globalLogPublisher
 
-from host_agent.hypervisors import qemu_templates
+from host_agent.hypervisors import qemu_options, qemu_templates
 from host_agent.hypervisors.base import HypervisorError, MachineSpec
 from host_agent.hypervisors.images import NO_IMAGE
-from host_agent.hypervisors.qemu_options import KVM, TCG
+from host_agent.hypervisors.qemu_options import KVM, TCG, MemoryFile
 from host_agent.hypervisors.qemu_templates import Templates
+from host_agent.hypervisors.qemu_wiring import Wires
 from tests.contract.hypervisor_contract import Told
 
 VERSIONS = {"told": "QEMU emulator version 7.2.0"}
@@ -120,3 +123,47 @@ async def test_a_vm_boots_while_another_process_makes_the_template(spec: Machine
 @ensureDeferred
 async def test_an_image_that_does_not_want_one(spec: MachineSpec) -> None:
     assert await Templates(reactor).clone_for(image(warm_start=False)(spec), TCG) is None
+
+
+def test_what_was_written_to_since_is_no_template(tmp_path: Path) -> None:
+    assert not qemu_templates._whole(tmp_path)
+    memory = tmp_path / qemu_templates.MEMORY
+    memory.write_bytes(b"of a guest")
+    record = {"files": {memory.name: qemu_templates._stamp(memory)}}
+    (tmp_path / qemu_templates.RECORD).write_text(json.dumps(record))
+    assert qemu_templates._whole(tmp_path)
+    made = memory.stat()
+    memory.write_bytes(b"of another")
+    os.utime(memory, ns=(made.st_atime_ns, made.st_mtime_ns + 1))
+    assert not qemu_templates._whole(tmp_path)
+    memory.write_bytes(b"of a")
+    os.utime(memory, ns=(made.st_atime_ns, made.st_mtime_ns))
+    assert not qemu_templates._whole(tmp_path)
+    memory.unlink()
+    assert not qemu_templates._whole(tmp_path)
+
+
+def test_memory_without_its_zeros(tmp_path: Path) -> None:
+    block = qemu_templates.BLOCK
+    content = b"\0" * block + b"x" * block + b"\0" * (3 * block) + b"y" + b"\0" * (2 * block - 1)
+    (tmp_path / "old").write_bytes(content)
+    qemu_templates._without_nothing(tmp_path / "old", tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == content
+    assert (tmp_path / "new").stat().st_blocks * 512 <= 3 * block
+    qemu_templates._read_ahead(tmp_path / "new")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_guest_whose_memory_is_a_file(spec: MachineSpec, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_options, "program", lambda name: name)
+    memory = MemoryFile(Path("/a,b/memory"), shared)
+    argv = qemu_options.command_line(spec, TCG, Path("disk"), Wires("", "", ""), None, memory)
+    backend = argv[argv.index("-object") + 1].replace(",,", "\0").split(",")
+    assert backend[0] == "memory-backend-file"
+    settings = dict(word.split("=") for word in backend[1:])
+    assert settings["size"] == "256M"
+    assert settings["share"] == ("on" if shared else "off"), "what a clone writes is its own"
+    assert settings["mem-path"] == "/a\0b/memory"
+    assert f"memory-backend={settings['id']}" in argv[argv.index("-M") + 1]
+    plain = qemu_options.command_line(spec, TCG, Path("disk"), Wires("", "", ""), None)
+    assert "-object" not in plain
