@@ -13,9 +13,8 @@ from pathlib import Path
 
 from .checkpointed import ROOT, CheckpointedJob, kill_at_random
 
-LINES_FOR_A_KILL = (
-    10  # of the job's output; it prints on until every kill has had its turn, seven lines on idle machines
-)
+# Of the job's output; it prints on until every kill has had its turn, eleven lines on idle machines.
+LINES_FOR_A_KILL = 14
 
 
 def main() -> int:
