@@ -279,7 +279,7 @@ def _timeout_option(seconds: float) -> bytes | int:
 
 
 def _why(error: OSError) -> str:
-    if isinstance(error, TimeoutError):
+    if isinstance(error, (socket.timeout, TimeoutError)):  # Python 3.9 keeps them apart
         return f"no answer within {CONNECT_TIMEOUT:.0f} s"
     if isinstance(error, socket.gaierror):
         return f"its name is not known ({error.strerror})"

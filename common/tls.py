@@ -58,7 +58,7 @@ class TlsSocket:
             except OSError:
                 pass
             raise TlsError(self._sentence(error)) from None
-        except TimeoutError:
+        except (socket.timeout, TimeoutError):  # Python 3.9 keeps them apart
             raise TlsError("did not answer in TLS in time; is this its port without TLS?") from None
         except ConnectionError:
             raise TlsError("broke the connection instead of agreeing on TLS; is this its port without TLS?") from None

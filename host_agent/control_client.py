@@ -7,7 +7,7 @@ For a command of a person: `call()` sends and waits.
 from __future__ import annotations
 
 import json
-import select
+import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +21,9 @@ from common.files import endpoints_dir
 
 MAX_LINE = 1 << 20
 SEND_DEADLINE_S = 10.0
+
+# Where there is poll: select looks at no descriptor from 1024 on, and a selector that lasts needs one of its own.
+_Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 Update = Callable[[str, dict[str, Any]], None]
 """Called with an update's name and its data."""
@@ -148,6 +151,8 @@ class ControlClient:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._selector = _Selector()
+        self._selector.register(sock, selectors.EVENT_READ)
         self._buffer = bytearray()
         self._pending: dict[int, _Pending] = {}
         self._next = 1
@@ -211,7 +216,7 @@ class ControlClient:
 
     def receive(self) -> None:
         """Dispatch what has arrived, without waiting. A lost connection ends every request with `closed`."""
-        while not self.closed and select.select([self._socket], [], [], 0)[0]:
+        while not self.closed and self._selector.select(0):
             try:
                 data = self._socket.recv(65536)
             except OSError as error:
@@ -262,7 +267,7 @@ class ControlClient:
             self._lost(ControlError("closed", "the connection to the host agent was closed"))
 
     def _wait(self, seconds: float) -> bool:
-        return bool(self.closed) or bool(select.select([self._socket], [], [], seconds)[0])
+        return bool(self.closed) or bool(self._selector.select(seconds))
 
     def _lines(self) -> None:
         while not self.closed:

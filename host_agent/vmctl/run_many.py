@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import select
+import selectors
 import sys
 import time
 from collections import deque
@@ -83,9 +83,14 @@ def run_many(pattern: str, request: dict[str, Any], describe: Any, deadline_s: f
         open_.append(client)
         client.start("run_many", {**request, "pattern": pattern}, update, end)
     until = time.monotonic() + deadline_s
-    while open_ and time.monotonic() < until:
-        for client in select.select(list(open_), [], [], 60.0)[0]:
-            client.receive()
+    with selectors.DefaultSelector() as waiting:
+        for client in open_:
+            waiting.register(client, selectors.EVENT_READ, client)
+        while open_ and time.monotonic() < until:
+            for key, _ in waiting.select(60.0):
+                key.data.receive()
+                if key.data not in open_:
+                    waiting.unregister(key.fileobj)
     if failures:
         raise ConfigError(f"not every VM was reached: {failures[0]}", failures[0].hint)
     if not matched:

@@ -6,9 +6,13 @@ import socket
 import ssl
 import threading
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from common import stomp_connection
 from common.broker_address import Tls
-from common.tls import TlsSocket
+from common.tls import TlsError, TlsSocket
 from host_agent.broker.setup.certificates import make_authority, make_certificate
 
 
@@ -42,3 +46,25 @@ def test_goodbye_is_the_end(tmp_path: Path) -> None:
     assert heard == b"welcome"
     tls.close()
     serving.join(20)
+
+
+class Python39Timeout(OSError):
+    """`socket.timeout` as Python 3.9 has it: not a TimeoutError."""
+
+
+def test_a_broker_that_is_silent_is_named_by_python_3_9_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_authority(tmp_path)
+    monkeypatch.setattr(socket, "timeout", Python39Timeout)
+    assert stomp_connection._why(Python39Timeout("timed out")) == "no answer within 20 s"
+    assert stomp_connection._why(TimeoutError()) == "no answer within 20 s"
+
+    class Silent:
+        def recv(self, most: int) -> bytes:
+            raise Python39Timeout("timed out")
+
+        def sendall(self, data: bytes) -> None:
+            pass
+
+    network: Any = Silent()
+    with pytest.raises(TlsError, match="did not answer in TLS in time"):
+        TlsSocket(network, Tls(ca=(tmp_path / "ca.pem").read_text()), "localhost")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -181,3 +183,21 @@ def test_endpoints(tmp_path: Path) -> None:
             parse_endpoint(text)
     with pytest.raises(ControlError, match="does not answer"):
         ControlClient.connect(Endpoint("h", 1, socket=str(tmp_path / "none")))
+
+
+def test_a_descriptor_that_select_does_not_look_at(server: Server) -> None:
+    def script(sock: socket.socket) -> None:
+        request = server.read(sock)
+        sock.sendall(line(id=request["id"], done={"ok": True}))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    try:
+        low = server.connect(script)
+        client = ControlClient(socket.socket(fileno=fcntl.fcntl(low.fileno(), fcntl.F_DUPFD_CLOEXEC, 1100)))
+        assert client.fileno() >= 1100
+        assert client.call("vms") == {"ok": True}
+        client.close()
+        low.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
