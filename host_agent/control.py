@@ -25,6 +25,7 @@ from common.errors import ConfigError, ProtocolError, TransferError, VMwrapperEr
 from common.files import endpoints_dir, write_private
 
 from . import __version__
+from .commands import Update
 from .file_lock import ledger_lock
 from .operations import Operations
 from .virtual_machine import VMFailed
@@ -104,6 +105,10 @@ class ControlServer:
         return {"agent": self._agent, "version": __version__, "pid": os.getpid()}
 
 
+def _no_update(name: str, data: dict[str, Any]) -> None:
+    """For one who would not look at it: each is a line to write, and wakes two processes."""
+
+
 class _ControlFactory(Factory):
     noisy = False
 
@@ -160,7 +165,7 @@ class _Connection(LineOnlyReceiver):
         elif not self._greeted:
             self._drop("a request before hello")
         else:
-            self._call(number, call, args)
+            self._call(number, call, args, _no_update if request.get("quiet") is True else self._updates(number))
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._drop(f"a line of more than {MAX_LINE} bytes")
@@ -178,13 +183,16 @@ class _Connection(LineOnlyReceiver):
         self._greeted = True
         self._end(number, {"done": self._server.hello})
 
-    def _call(self, number: int, call: str, args: dict[str, Any]) -> None:
+    def _updates(self, number: int) -> Update:
         def update(name: str, data: dict[str, Any]) -> None:
             if "bytes" in data and isinstance(data["bytes"], bytes):
                 data = {**data, "data": base64.b64encode(data["bytes"]).decode("ascii")}
                 del data["bytes"]
             self._send({"id": number, "update": name, "data": data})
 
+        return update
+
+    def _call(self, number: int, call: str, args: dict[str, Any], update: Update) -> None:
         handler: Callable[..., Any] | None = self._server.operations.handler(call)
         if handler is None:
             self._end(number, {"error": {"code": "bad_request", "message": f"there is no call {call!r}", "hint": ""}})

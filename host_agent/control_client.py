@@ -200,7 +200,8 @@ class ControlClient:
         if self.closed:
             raise self.closed
         number = self._next
-        line = json.dumps({"id": number, "call": call, "args": dict(args or {})}).encode() + b"\n"
+        request = {"id": number, "call": call, "args": dict(args or {}), "quiet": on_update is None}
+        line = json.dumps(request).encode() + b"\n"
         if len(line) > MAX_LINE:
             raise ControlError("bad_request", f"the request {call!r} is longer than {MAX_LINE:,} bytes")
         self._next += 1

@@ -16,10 +16,14 @@ from host_agent.operations import _number
 
 
 class Calls:
-    """Stands for the operations: `big` answers with a thousand bytes."""
+    """Stands for the operations: `big` answers with a thousand bytes, `talk` tells something before it ends."""
 
     def handler(self, call: str) -> Any:
-        return {"big": lambda args, update: {"text": "x" * 1000}}.get(call)
+        calls: dict[str, Any] = {
+            "big": lambda args, update: {"text": "x" * 1000},
+            "talk": lambda args, update: update("word", {"bytes": b"x"}),
+        }
+        return calls.get(call)
 
 
 @pytest.fixture
@@ -48,6 +52,16 @@ def test_hello_then_calls(client: tuple[Any, StringTransport]) -> None:
     assert (first["id"], first["done"]["agent"]) == (1, "h-1")
     assert len(second["done"]["text"]) == 1000
     assert third["error"]["code"] == "bad_request"
+
+
+def test_a_quiet_request_gets_its_answer_and_no_updates(client: tuple[Any, StringTransport]) -> None:
+    connection, transport = client
+    ask(connection, 1, "hello")
+    for number, more in ((2, {}), (3, {"quiet": False}), (4, {"quiet": True})):
+        request = {"id": number, "call": "talk", "args": {}, **more}
+        connection.dataReceived(json.dumps(request).encode() + b"\n")
+    told = [(each["id"], each.get("update", "done")) for each in answers(transport)]
+    assert told == [(1, "done"), (2, "word"), (2, "done"), (3, "word"), (3, "done"), (4, "done")]
 
 
 @pytest.mark.parametrize("line", [b"{}", b"[" * 5000, b"x", b'{"id":1,"call":"big"}', b'{"id":"1","call":"hello"}'])
