@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class LineLog:
         self._path = path
         self.entries: list[dict[str, Any]] = []
         self._end = self._size = 0  # of the lines, and of the file
-        self._flushed = True
+        self._appended = self._flushed = 0  # lines since the file was opened, and how many of them last
         self._load()
         self.lines = len(self.entries)
         self._file = self._open()
@@ -71,7 +71,7 @@ class LineLog:
             written = os.write(self._file, line)
             if written != len(line):
                 raise OSError(28, os.strerror(28))  # ENOSPC: a full disk takes the first part of a line
-            self._flushed = False
+            self._appended += 1
             if flush:
                 self.flush()
         except OSError:
@@ -83,9 +83,29 @@ class LineLog:
 
     def flush(self) -> None:
         """All lines survive a power cut once this returns; nothing is done when they do already. OSError."""
-        if not self._flushed:
+        if self._flushed < self._appended:
             _sync(self._file)
-            self._flushed = True
+            self._flushed = self._appended
+
+    def begin_flush(self) -> Callable[[], None] | None:
+        """As `flush`, for another thread: what is returned does it, while lines are added. None: nothing is to be done.
+
+        The file may even be replaced meanwhile: then all of it is on the disk before.
+        """
+        if os.name == "nt":  # which replaces no file that is open
+            self.flush()
+        if self._flushed == self._appended:
+            return None
+        lines, file = self._appended, os.dup(self._file)
+
+        def sync() -> None:
+            try:
+                _sync(file)
+            finally:
+                os.close(file)
+            self._flushed = max(self._flushed, lines)
+
+        return sync
 
     def _make_room(self, least: int) -> None:
         zeros = b"\0" * (least + ROOM)
@@ -115,7 +135,7 @@ class LineLog:
         os.close(self._file)
         fresh.replace(self._path)
         self._end = self._size = sum(map(len, lines))
-        self._flushed = True
+        self._flushed = self._appended
         self._file = self._open()
         self.lines = len(lines)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IProtocolFactory
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
 
 from common import messages
 from common.errors import VMwrapperError
@@ -58,7 +60,10 @@ def build_host_agent(
     files = FilesService(reactor)
     agent = HostAgent(reactor, hypervisor, state, broker, stopped)
 
-    commits = Commits(reactor, state.outbox)
+    disk = ThreadPool(minthreads=0, maxthreads=1, name="outbox")  # its own: those of copies may be busy for long
+    disk.start()
+    reactor.addSystemEventTrigger("during", "shutdown", disk.stop)
+    commits = Commits(reactor, state.outbox, lambda work: deferToThreadPool(reactor, disk, work))
     commands = Commands(reactor, state.outbox, commits, state.output)
     copies = Copies(files, state.outbox, commits)
     requests = Requests(commands, copies)

@@ -62,7 +62,7 @@ class Command:
     ended_at: float | None = None
     usage: Usage | None = None
     result: Result | None = None
-    noted: bool = True  # it is on the disk that it was asked for, so its guest may be asked
+    noted: bool = True  # it is on the disk that it was asked for, so it may be answered
     gap: str = ""  # why its output is not whole
     signals: list[str] = attrs.field(factory=list)  # not yet acknowledged
     watchers: list[Update] = attrs.field(factory=list, repr=False)
@@ -81,11 +81,16 @@ class Command:
     def wait(self) -> Deferred[Result]:
         """Fires with the result; never fails."""
         waiter: Deferred[Result] = Deferred()
-        if self.result is not None:
-            waiter.callback(self.result)
-        else:
-            self.waiters.append(waiter)
+        self.waiters.append(waiter)
+        self.answer()
         return waiter
+
+    def answer(self) -> None:
+        """Tell the result to those who wait for it, when there is one to tell."""
+        if self.result is not None and self.noted:
+            waiters, self.waiters = self.waiters, []
+            for waiter in waiters:
+                waiter.callback(self.result)
 
     def tell(self, name: str, data: dict[str, Any]) -> None:
         for watcher in list(self.watchers):
@@ -173,6 +178,9 @@ class Commands:
         except OSError as error:
             raise ConfigError(f"the outbox of this host agent cannot be written: {error.strerror}") from None
         command = self._rebuild(record, guest, fresh=True)
+        command.noted = False
+        self._commits.after_flush(lambda failure: self._noted(command, failure))
+        self._ask(command)
         self._log.info(
             "{vm} {command}: asked for {program}",
             event=Happened.COMMAND_ASKED,
@@ -180,17 +188,15 @@ class Commands:
             deadline_s=run.deadline_s,
             **command.about,
         )
-        command.noted = False
-        self._commits.after_flush(lambda failure: self._noted(command, failure))
         return command
 
     def _noted(self, command: Command, failure: OSError | None) -> None:
         command.noted = True
-        if failure is not None:
+        if failure is not None and not command.ended:
+            self.signal(command, "KILL")
             reason = f"the outbox of this host agent cannot be written: {failure.strerror}"
-            self.end(command, Result(command.id, "not_started", reason=reason))
-        if not command.ended:
-            self._ask(command)
+            self.end(command, Result(command.id, "lost", reason=reason))
+        command.answer()
 
     def signal(self, command: Command, name: str) -> None:
         """Send a signal to the command's processes; repeated after a restart of the guest's agent."""
@@ -199,8 +205,7 @@ class Commands:
             self._log.info(
                 "{vm} {command}: signal {signal}", event=Happened.COMMAND_SIGNAL, signal=name, **command.about
             )
-            if command.noted:
-                self._send_signal(command, name)
+            self._send_signal(command, name)
 
     def _send_signal(self, command: Command, name: str) -> None:
         def delivered() -> None:
@@ -327,6 +332,7 @@ class Commands:
         command.signals.clear()
         for stream in command.streams.values():
             stream.close()
+        command.answer()
         self._log.info(
             "{vm} {command}: {outcome} {detail}",
             event=Happened.COMMAND_ENDED,
@@ -340,9 +346,6 @@ class Commands:
             detail=result.reason or result.signal or ("" if result.exit_code is None else result.exit_code),
             **command.about,
         )
-        waiters, command.waiters = command.waiters, []
-        for waiter in waiters:
-            waiter.callback(result)
         command.watchers.clear()
         try:
             # After the answer: until this is on the disk the guest keeps the result too.
@@ -373,8 +376,6 @@ class Commands:
             self.end(self._commands[command_id], Result(command_id, "lost", reason=reason))
         elif action in (Action.ASK, Action.RESUME):
             command = self._commands[command_id]
-            if not command.noted:
-                return  # it is going to be asked for
             command.gap = ""
             command.run = attrs.evolve(
                 command.run,

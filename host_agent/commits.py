@@ -1,15 +1,18 @@
 """When what the outbox has noted is flushed: once for all that came together, and what may happen only after it.
 
-A request is sent in the reactor's next turn, after one flush for all requests of this turn. A guest is told that it
-may forget results (CONFIRM) a moment later, after one flush and in one message for all of that moment.
+A flush waits for the disk, in a thread: what comes meanwhile shares the next one. A command is on its way to its guest
+by then, and is answered when both are done. A guest is told that it may forget results (CONFIRM) a moment later, after
+one flush and in one message for all of that moment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from common.messages import Confirm
 
@@ -20,6 +23,8 @@ CONFIRM_AFTER = 0.25  # seconds; meanwhile guests hold the results, of which the
 CONFIRM_MOST = 256  # in one message
 
 Then = Callable[[OSError | None], None]
+InThread = Callable[[Callable[[], None]], Deferred[None]]
+Results = dict[tuple[Guest, str], list[str]]
 
 
 class Commits:
@@ -27,24 +32,46 @@ class Commits:
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, outbox: Outbox) -> None:
+    def __init__(self, clock: IReactorTime, outbox: Outbox, in_thread: InThread = maybeDeferred) -> None:
+        """`in_thread` runs something in another thread."""
         self._clock = clock
         self._outbox = outbox
-        self._requests: list[Then] = []
-        self._results: dict[tuple[Guest, str], list[str]] = {}  # by guest and session
+        self._in_thread = in_thread
+        self._waiting: list[Then] = []
+        self._flushing = False
+        self._results: Results = {}  # by guest and session
         self._timer: IDelayedCall | None = None
 
     def after_flush(self, then: Then) -> None:
         """Call `then` when all that is noted now survives a power cut, or with why it may not."""
-        self._requests.append(then)
-        if len(self._requests) == 1:
-            self._clock.callLater(0, self._flush_requests)
+        self._waiting.append(then)
+        if len(self._waiting) == 1 and not self._flushing:
+            self._clock.callLater(0, self._begin)
 
-    def _flush_requests(self) -> None:
-        requests, self._requests = self._requests, []
-        failure = self._flush()
-        for then in requests:
+    def _begin(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        try:
+            work = self._outbox.begin_flush()
+        except OSError as error:
+            self._told(waiting, error)
+            return
+        if work is None:
+            self._told(waiting, None)
+            return
+        self._flushing = True
+        self._in_thread(work).addCallbacks(
+            lambda _: self._told(waiting, None), lambda failed: self._told(waiting, _os_error(failed))
+        )
+
+    def _told(self, waiting: list[Then], failure: OSError | None) -> None:
+        if failure is not None:
+            self._log.error("the outbox cannot be written: {error}", error=failure)
+        self._flushing = False
+        for then in waiting:
             then(failure)
+        self._begin()
 
     def confirm(self, guest: Guest, request: str) -> None:
         """The end of a request is noted: tell the guest so, soon.
@@ -59,25 +86,34 @@ class Commits:
             self._timer = self._clock.callLater(CONFIRM_AFTER, self._confirm)
 
     def _confirm(self) -> None:
+        results = self._take_results()
+        self.after_flush(lambda failure: self._send(results, failure))
+
+    def _take_results(self) -> Results:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
         results, self._results = self._results, {}
-        if self._flush() is not None:
+        return results
+
+    def _send(self, results: Results, failure: OSError | None) -> None:
+        if failure is not None:
             return  # the guests keep them, and say so in their next session
         for (guest, session), requests in results.items():
             if guest.session == session:
                 guest.link.send(Confirm(tuple(requests)))
 
-    def _flush(self) -> OSError | None:
-        try:
-            self._outbox.flush()
-        except OSError as error:
-            self._log.error("the outbox cannot be written: {error}", error=error)
-            return error
-        return None
-
     def stop(self) -> None:
         """Confirm what there is to confirm, and nothing more."""
         if self._timer is not None:
-            self._confirm()
+            results = self._take_results()
+            try:
+                self._outbox.flush()
+            except OSError as error:
+                self._log.error("the outbox cannot be written: {error}", error=error)
+            else:
+                self._send(results, None)
+
+
+def _os_error(failed: Failure) -> OSError:
+    return failed.value if isinstance(failed.value, OSError) else OSError(0, failed.getErrorMessage())

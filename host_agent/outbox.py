@@ -11,7 +11,7 @@ killed and started again knows what it asked for, and never asks for it under an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,11 @@ class Outbox:
                 record.result, record.delivered = None, bool(entry.get("delivered"))
 
     def asked(self, request: Mapping[str, Any]) -> Record:
-        """Note a request, which may be sent after the next `flush`. OSError: it is not noted, and must not be sent."""
+        """Note a request, which may be sent now, and answered after the next flush.
+
+        OSError: it is not noted, and must not be sent. What is noted outlives this agent; a power cut before the flush
+        takes the guest along, too, and whoever asked has not been answered.
+        """
         entry = dict(request)
         self._log.append(entry, flush=False)
         record = self.records[entry["id"]] = Record(entry["id"], entry["guest"], entry)
@@ -91,6 +95,10 @@ class Outbox:
     def flush(self) -> None:
         """All that was noted survives a power cut. OSError: it may not."""
         self._log.flush()
+
+    def begin_flush(self) -> Callable[[], None] | None:
+        """As `flush`, by what is returned, in another thread. None: nothing is to be done."""
+        return self._log.begin_flush()
 
     def reopened(self, record: Record, *, delivered: bool) -> None:
         """The guest went back to a time when this had not ended."""

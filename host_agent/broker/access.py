@@ -80,7 +80,7 @@ class OwnBroker:
         self._broker = EmbeddedBroker(reactor, authenticate=self.authenticate, limits=LIMITS)
 
     def link(self, subscriptions: Sequence[str], events: BrokerEvents) -> HostLink:
-        return LocalLink(self._reactor, self._broker.destinations, subscriptions, events)
+        return LocalLink(self._reactor, self._broker, subscriptions, events)
 
     def connected(self) -> None:
         """Nothing to do: guests come through their own ports."""

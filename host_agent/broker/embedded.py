@@ -20,13 +20,16 @@ from host_agent.broker.connection import BrokerConnection
 from host_agent.broker.destinations import Destinations
 from host_agent.broker.frames import KnownHeads
 from host_agent.broker.limits import BrokerLimits
-from host_agent.broker.outlet import Outlet
 from host_agent.broker.principals import Principal
 from host_agent.broker.queues import MessageQueue
 from host_agent.broker.statistics import BrokerStatistics, Totals
 
 _EXPIRY_SECONDS = 2.0
 _LISTEN_BACKLOG = 256
+
+
+def _nothing() -> None:
+    pass
 
 
 class BrokerFactory(Factory):
@@ -73,7 +76,7 @@ class EmbeddedBroker:
         self._connections: set[BrokerConnection] = set()
         self._sessions = 0
         self._turns: deque[BrokerConnection] = deque()
-        self._unflushed: list[Outlet] = []
+        self._afterwards: list[Callable[[], None]] = []
         self._at_work = False
         self._held_back: dict[BrokerConnection, None] = {}
         self._held_back_ever = 0
@@ -172,26 +175,29 @@ class EmbeddedBroker:
         if len(self._turns) == 1:
             self.reactor.callLater(0, self._take_turns)
 
-    def wants_flush(self, outlet: Outlet) -> None:
-        """Something was written to a client that had nothing to be written."""
-        self._unflushed.append(outlet)
-        if not self._at_work and len(self._unflushed) == 1:
-            self.reactor.callLater(0, self.flush)
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call it when the frames that are being handled are handled, or in the reactor's next turn."""
+        self._afterwards.append(call)
+        if not self._at_work and len(self._afterwards) == 1:
+            self.reactor.callLater(0, self.work, _nothing)
 
     def work(self, work: Callable[[], object]) -> None:
-        """Do this, and then give to the sockets all that it has written."""
+        """Do this, and then what it leads to: give to the sockets and to the host agent what was written to them."""
         self._at_work = True
         try:
             work()
         finally:
+            self._do_afterwards()
             self._at_work = False
-            self.flush()
 
-    def flush(self) -> None:
-        """Give to the sockets what was written."""
-        unflushed, self._unflushed = self._unflushed, []
-        for outlet in unflushed:
-            outlet.flush()
+    def _do_afterwards(self) -> None:
+        while self._afterwards:
+            calls, self._afterwards = self._afterwards, []
+            for call in calls:
+                try:
+                    call()
+                except Exception:
+                    self.log.failure("a client of the broker failed")
 
     def hold_back(self, connection: BrokerConnection) -> None:
         """A connection waits for room in a queue."""

@@ -12,7 +12,8 @@ from twisted.internet.defer import Deferred, succeed
 
 from common.broker_address import BrokerEvents
 
-from .destinations import Destinations, Refusal
+from .destinations import Refusal
+from .embedded import EmbeddedBroker
 from .frames import Frame
 from .queues import Message, MessageQueue
 
@@ -20,9 +21,10 @@ from .queues import Message, MessageQueue
 class LocalLink:
     """Sends to the broker's queues and takes from them, as a client that is always connected and always reads."""
 
-    def __init__(self, reactor: Any, destinations: Destinations, subscriptions: Sequence[str], events: BrokerEvents):
+    def __init__(self, reactor: Any, broker: EmbeddedBroker, subscriptions: Sequence[str], events: BrokerEvents):
         self._reactor = reactor
-        self._destinations = destinations
+        self._broker = broker
+        self._destinations = broker.destinations
         self._subscriptions = list(subscriptions)
         self._events = events
         self._consumers: list[_LocalConsumer] = []
@@ -32,7 +34,7 @@ class LocalLink:
         """Subscribe; `broker_connected` follows."""
         self.connected = True
         for destination in self._subscriptions:
-            consumer = _LocalConsumer(self._reactor, destination, self._events)
+            consumer = _LocalConsumer(self._broker, destination, self._events)
             consumer.queue = self._destinations.subscribe(destination, consumer)
             consumer.queue.add(consumer)
             self._consumers.append(consumer)
@@ -62,13 +64,13 @@ class LocalLink:
 
 
 class _LocalConsumer:
-    """Takes a queue's messages; hands them on in the reactor's next turn, so that a sender is never called back."""
+    """Takes a queue's messages; hands them on when the broker's work is done, so that a sender is never called back."""
 
     queue: MessageQueue
 
-    def __init__(self, reactor: Any, destination: str, events: BrokerEvents) -> None:
+    def __init__(self, broker: EmbeddedBroker, destination: str, events: BrokerEvents) -> None:
         self.in_line = False
-        self._reactor = reactor
+        self._broker = broker
         self._destination = destination
         self._events = events
         self._bodies: list[bytes] = []
@@ -80,7 +82,7 @@ class _LocalConsumer:
         self._bodies.append(b"".join(message.body))
         self.queue.settle(message)
         if len(self._bodies) == 1:
-            self._reactor.callLater(0, self._hand_on)
+            self._broker.soon(self._hand_on)
 
     def _hand_on(self) -> None:
         bodies, self._bodies = self._bodies, []

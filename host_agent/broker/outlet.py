@@ -71,7 +71,7 @@ class Outlet:
         """Write a MESSAGE frame that begins with `start`."""
         parts = self._parts
         if not parts:
-            self._broker.wants_flush(self)
+            self._broker.soon(self.flush)
         parts += (start, message.head, *message.body, b"\0")
         self._size += len(start) + message.length
         if self._size > _TURN_BYTES:
@@ -80,7 +80,7 @@ class Outlet:
     def write(self, data: bytes) -> None:
         """Write anything."""
         if not self._parts:
-            self._broker.wants_flush(self)
+            self._broker.soon(self.flush)
         self._parts.append(data)
         self._size += len(data)
 

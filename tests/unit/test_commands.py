@@ -161,23 +161,44 @@ def test_a_short_programs_result_says_that_it_ran(place: Place) -> None:
     assert command.started_at <= command.ended_at - 0.009
 
 
-def test_a_request_that_cannot_be_flushed_is_not_sent(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_cannot_be_flushed_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(line_log, "_sync", fails)
     command = place.run(Run("c-1", ("true",)))
-    assert not place.link.sent
+    assert place.link.sent == [command.run, Signal("c-1", "KILL")]
     assert command.result is not None
     assert (command.result.outcome, command.result.reason) == (
-        "not_started",
+        "lost",
         "the outbox of this host agent cannot be written: Input/output error",
     )
 
 
-def test_a_signal_waits_for_its_command_to_be_sent(place: Place) -> None:
+def test_a_command_is_sent_at_once_and_answered_when_it_is_on_the_disk(place: Place) -> None:
+    command = place.commands.run(place.guest, Run("c-1", ("true",)))
+    assert place.link.sent == [command.run]
+    told: list[Result] = []
+    command.wait().addCallback(told.append)
+    place.result("c-1", pid=7, wall_s=0.01)
+    assert command.ended
+    late: list[Result] = []
+    command.wait().addCallback(late.append)
+    assert (told, late) == ([], [])
+    place.clock.advance(0)
+    assert told == late == [command.result]
+
+
+def test_a_new_session_before_the_flush_asks_again(place: Place) -> None:
+    """What was sent in the session before is gone with it."""
+    command = place.commands.run(place.guest, Run("c-1", ("true",)))
+    place.commands.act(Action.ASK, place.guest, "c-1")
+    place.clock.advance(0)
+    assert [(type(sent), getattr(sent, "attempt", 0)) for sent in place.link.sent] == [(Run, 1), (Run, 2)]
+    assert command.noted
+
+
+def test_a_signal_follows_its_command(place: Place) -> None:
     command = place.commands.run(place.guest, Run("c-1", ("true",)))
     place.commands.signal(command, "TERM")
-    assert not place.link.sent
-    place.clock.advance(0)
     assert place.link.sent == [command.run, Signal("c-1", "TERM")]

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from common import line_log
@@ -89,6 +90,7 @@ def test_results_are_confirmed_together_and_after_a_flush(place: Place) -> None:
 def test_many_results_do_not_wait(place: Place) -> None:
     for number in range(CONFIRM_MOST):
         place.commits.confirm(place.guest, f"c-{number}")
+    place.clock.advance(0)
     assert len(place.sent.messages) == 1
     place.clock.advance(CONFIRM_AFTER)
     assert len(place.sent.messages) == 1
@@ -115,3 +117,38 @@ def test_at_the_end_what_waits_is_confirmed(place: Place) -> None:
     place.commits.confirm(place.guest, "c-1")
     place.commits.stop()
     assert place.sent.messages == [Confirm(("c-1",))]
+
+
+def test_what_comes_during_a_flush_shares_the_next(place: Place) -> None:
+    """The flush waits for the disk in a thread; lines that are added meanwhile are not taken for flushed."""
+    works: list[tuple[Any, Deferred[None]]] = []
+
+    def in_thread(work: Any) -> Deferred[None]:
+        works.append((work, Deferred()))
+        return works[-1][1]
+
+    place.commits = Commits(place.clock, place.outbox, in_thread)
+    first = place.ask("c-1")
+    place.clock.advance(0)
+    second, third = place.ask("c-2"), place.ask("c-3")
+    place.clock.advance(0)
+    assert len(works) == 1
+    works[0][0]()
+    works[0][1].callback(None)
+    assert (first, second, third) == ([None], [], [])
+    assert len(works) == 2
+    works[1][0]()
+    works[1][1].callback(None)
+    place.clock.advance(0)
+    assert (second, third) == ([None], [None])
+    assert (len(works), len(place.flushes)) == (2, 2)
+
+
+def test_a_flush_outlives_the_replacement_of_its_file(place: Place) -> None:
+    place.ask("c-1")
+    work = place.outbox.begin_flush()
+    assert work is not None
+    place.outbox._log.rewrite([])
+    place.ask("c-2")
+    work()
+    assert place.outbox.begin_flush() is not None  # for the second

@@ -25,7 +25,7 @@ class Events:
 
 def joined() -> tuple[Harness, LocalLink, Events]:
     harness, events = Harness(), Events()
-    link = LocalLink(harness.clock, harness.broker.destinations, ["/queue/host", "/topic/news"], events)
+    link = LocalLink(harness.clock, harness.broker, ["/queue/host", "/topic/news"], events)
     link.start()
     harness.advance(0)
     assert events.connects == 1
@@ -47,7 +47,7 @@ def test_both_directions() -> None:
 def test_what_waited_before_is_taken() -> None:
     harness, events = Harness(), Events()
     harness.client().publish("/queue/host", b"early")
-    LocalLink(harness.clock, harness.broker.destinations, ["/queue/host"], events).start()
+    LocalLink(harness.clock, harness.broker, ["/queue/host"], events).start()
     harness.advance(0)
     assert events.messages == [("/queue/host", b"early")]
 
