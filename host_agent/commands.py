@@ -332,7 +332,6 @@ class Commands:
         command.signals.clear()
         for stream in command.streams.values():
             stream.close()
-        command.answer()
         self._log.info(
             "{vm} {command}: {outcome} {detail}",
             event=Happened.COMMAND_ENDED,
@@ -346,6 +345,7 @@ class Commands:
             detail=result.reason or result.signal or ("" if result.exit_code is None else result.exit_code),
             **command.about,
         )
+        command.answer()
         command.watchers.clear()
         try:
             # After the answer: until this is on the disk the guest keeps the result too.
