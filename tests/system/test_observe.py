@@ -29,7 +29,8 @@ async def call(laptop: Laptop, name: str, **args: Any) -> Any:
 
 @pytest_twisted.ensureDeferred
 async def test_a_command_leaves_its_story(laptop: Laptop) -> None:
-    result = await laptop.run("sh", "-c", "echo hello; echo oops >&2; exit 3", command="c-story")
+    # Its output shows that it was delivered, a moment before the guest says that it runs.
+    result = await laptop.run("sh", "-c", "echo hello; echo oops >&2; sleep 0.2; exit 3", command="c-story")
     assert result["exit_code"] == 3
     batch = await call(laptop, "events", since=0)
     about = [event for event in batch["events"] if event.get("command") == "c-story"]
