@@ -4,8 +4,9 @@ The guests are simulated (`scale_guests.py`: everything of an agent but its prog
 broker and client are as in real life. 10,000 commands at 1,000 guests, 64 of them at a time, one in ten with output,
 while guests leave and others join. `per_guest_cost` is the CPU time of host agent and broker for ten commands of one
 guest, without what they need anyway, which is `idle`: theirs for one guest that does nothing. `rss` is what their
-memory grows by for one guest. Keys without a broker's name are of the first broker, the embedded one, with the most
-guests; `lost` and `repeated` are sums over everything.
+memory grows by for one guest. `cores` are those that host agent and broker, all guests, and the client kept busy: on a
+machine of two the simulated guests want as much as what is measured. Keys without a broker's name are of the first
+broker, the embedded one, with the most guests; `lost` and `repeated` are sums over everything.
 
 VMWRAPPER_BENCH_BROKERS="embedded activemq" chooses brokers. VMWRAPPER_BENCH_SHORT=1 runs 10 and 50 guests on the
 embedded broker alone.
@@ -30,6 +31,7 @@ from typing import Any
 import attrs
 import psutil
 
+from benchmarks import profiles
 from benchmarks.scale_guests import OUTPUT
 from host_agent.control_client import ControlClient, ControlError, parse_endpoint
 
@@ -161,7 +163,7 @@ def measure(broker: Any, kind: str, guests: int, commands: int) -> dict[str, flo
     shared = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  (guests have disks of their own)
     with tempfile.TemporaryDirectory(prefix="vmwrapper-scale-", dir=shared) as name:
         folder = Path(name)
-        argv = [sys.executable, "-m", "benchmarks.scale_host", name, str(SWARMS)]
+        argv = [*profiles.python("benchmarks.scale_host", "scale-host"), name, str(SWARMS)]
         argv += [str(broker.settings_file)] if broker is not None else []
         env = {**os.environ, "VMWRAPPER_RUNTIME": f"{name}/run"}
         with (folder / "host.log").open("wb") as log:
@@ -190,9 +192,11 @@ def _measure(host: subprocess.Popen[bytes], broker: Any, folder: Path, guests: i
     while (left := began + IDLE_SECONDS - time.perf_counter()) > 0:
         select.select([], [], [], left)
     idle = (_cpu(processes) - before) / guests / (time.perf_counter() - began)
-    before = _cpu(processes)
+    swarms, own = psutil.Process(host.pid).children(), [psutil.Process()]
+    before, guests_before, own_before = _cpu(processes), _cpu(swarms), _cpu(own)
     seconds = load.run(commands)
-    cpu = _cpu(processes) - before - idle * guests * seconds
+    spent, of_guests, of_client = _cpu(processes) - before, _cpu(swarms) - guests_before, _cpu(own) - own_before
+    cpu = spent - idle * guests * seconds
     client.call("shutdown", deadline_s=DEADLINE)
     host.wait(DEADLINE)
     runs = Counter(line for file in folder.glob("runs-*") for line in file.read_text().split())
@@ -206,6 +210,9 @@ def _measure(host: subprocess.Popen[bytes], broker: Any, folder: Path, guests: i
         "idle_ms_per_guest_per_min": idle * 60 * 1e3,
         "rss_kb_per_guest": grown / guests / 1024,
         "join_ms_per_guest": joined_s / guests * 1e3,
+        "host_cores": spent / seconds,
+        "guests_cores": of_guests / seconds,
+        "client_cores": of_client / seconds,
     }
 
 
