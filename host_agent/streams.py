@@ -26,12 +26,15 @@ class OutputGap(VMwrapperError):
 class OutputStream:
     """One stream. `have` bytes of it are in the file at `path`, which is made with the first of them."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        """`start`: where in the file the stream's first byte stands (below 0: so many bytes are not in it)."""
+    def __init__(self, path: Path, start: int, *, fresh: bool = False) -> None:
+        """`start`: where in the file the stream's first byte stands (below 0: so many bytes are not in it).
+
+        `fresh`: nothing can be there of it yet, so nothing is looked for.
+        """
         self.path = path
         self.start = start
         self._file = -1
-        self.have = max(0, self._size() - start)
+        self.have = 0 if fresh else max(0, self._size() - start)
 
     def _size(self) -> int:
         try:
@@ -94,9 +97,11 @@ class SpoolStream(OutputStream):
     """A stream in a file of ours: `<stem>.<bytes dropped before it>`."""
 
     def __init__(self, stem: Path, *, fresh: bool = False) -> None:
-        """`fresh`: nothing can be there of it yet, so nothing is looked for."""
         self._stem = stem
-        found = [] if fresh else sorted(self._files(), key=_dropped)
+        if fresh:
+            super().__init__(Path(f"{stem}.0"), 0, fresh=True)
+            return
+        found = sorted(self._files(), key=_dropped)
         for older in found[:-1]:
             older.unlink(missing_ok=True)
         path = found[-1] if found else stem.with_name(f"{stem.name}.0")
