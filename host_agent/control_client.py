@@ -22,6 +22,7 @@ from common.files import endpoints_dir
 MAX_LINE = 1 << 20
 SEND_DEADLINE_S = 10.0
 
+LONGEST_WAIT = 86400.0  # seconds at once: poll takes milliseconds in 31 bits
 # Where there is poll: select looks at no descriptor from 1024 on, and a selector that lasts needs one of its own.
 _Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -268,7 +269,11 @@ class ControlClient:
             self._lost(ControlError("closed", "the connection to the host agent was closed"))
 
     def _wait(self, seconds: float) -> bool:
-        return bool(self.closed) or bool(self._selector.select(seconds))
+        until = time.monotonic() + seconds
+        while not self.closed and (left := until - time.monotonic()) > 0:
+            if self._selector.select(min(left, LONGEST_WAIT)):
+                return True
+        return bool(self.closed)
 
     def _lines(self) -> None:
         while not self.closed:

@@ -69,6 +69,17 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.close()
 
 
+def test_an_answer_can_be_waited_for_as_long_as_a_job_may_take(server: Server) -> None:
+    def script(sock: socket.socket) -> None:
+        request = server.read(sock)
+        sock.sendall(line(id=request["id"], done={"outcome": "exited"}))
+        sock.recv(1)
+
+    client = server.connect(script)
+    assert client.call("run", deadline_s=10 * 365 * 86400.0) == {"outcome": "exited"}  # as `vmctl run`
+    client.close()
+
+
 def test_updates_then_done(server: Server) -> None:
     def script(sock: socket.socket) -> None:
         request = server.read(sock)
