@@ -59,8 +59,11 @@ def _ensure_keeper(path: Path) -> None:
 
 
 def _run_agent(config_path: Path, home: Path, host_line: bool, log_format: str, debug: bool) -> int:
+    import gc
+
     from common.lean import import_twisted
 
+    gc.disable()  # none of what is imported is garbage
     import_twisted()
     from twisted.internet import reactor
 
@@ -73,6 +76,8 @@ def _run_agent(config_path: Path, home: Path, host_line: bool, log_format: str, 
     from .ground import Ground, connect_keeper, rehearse
     from .host_line import HostLine, wait_for_settings
 
+    gc.freeze()
+    gc.enable()
     log = start_logging("guest-agent", debug=debug, form=LogFormat(log_format))
     ground = None
     if host_line and not config_path.exists():
