@@ -17,7 +17,7 @@ export VMWRAPPER_IMAGES := $(CURDIR)/$(BUILD)/images
 
 .PHONY: help example example-seed-2009 test test-virtualbox test-virtualbox-long test-virtualbox-host lint bench
 .PHONY: bench-monitor bundle bundle-windows fuzz chaos chaos-boinc
-.PHONY: image setup clean test-cloud-init test-inits test-scientific
+.PHONY: image setup clean test-inits test-scientific
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -70,9 +70,6 @@ test-virtualbox-long: $(VENV)/ready ## its long form: 100 cycles of a VM's life,
 
 test-virtualbox-host: $(VENV)/ready ## test with this host's own VirtualBox and its kernel driver (not run in CI)
 	@VMWRAPPER_VIRTUALBOX=host $(BIN)/python -m pytest tests/virtualbox $(PYTEST_ARGS)
-
-test-cloud-init: $(VENV)/peers ## a Debian with systemd and cloud-init installs the agent (minutes, emulated; not run in CI)
-	@$(BIN)/python -m pytest tests/vm/cloud_init.py -s $(PYTEST_ARGS)
 
 test-inits: $(VENV)/peers ## the agent as a service of System V's init and OpenRC (minutes, emulated; not run in CI)
 	@$(BIN)/python -m pytest tests/vm/inits.py -s $(PYTEST_ARGS)

@@ -16,7 +16,7 @@ from vm_images.cache import Cache, default_cache
 from vm_images.frozen import write_frozen
 from vm_images.recipe import load_recipe
 
-from .test_tiny_init import RECIPES
+from .test_install import RECIPES
 
 pytestmark = pytest.mark.vm
 DEADLINE = 1200.0  # seconds for all of a distribution's services in an emulated machine, on a loaded host
