@@ -179,8 +179,8 @@ class Commands:
             raise ConfigError(f"the outbox of this host agent cannot be written: {error.strerror}") from None
         command = self._rebuild(record, guest, fresh=True)
         command.noted = False
-        self._commits.after_flush(lambda failure: self._noted(command, failure))
         self._ask(command)
+        self._commits.after_flush(lambda failure: self._noted(command, failure))  # RUN is written before it begins
         self._log.info(
             "{vm} {command}: asked for {program}",
             event=Happened.COMMAND_ASKED,

@@ -1,8 +1,9 @@
 """When what the outbox has noted is flushed: once for all that came together, and what may happen only after it.
 
-A flush waits for the disk, in a thread: what comes meanwhile shares the next one. A command is on its way to its guest
-by then, and is answered when both are done. A guest is told that it may forget results (CONFIRM) a moment later, after
-one flush and in one message for all of that moment.
+A command is on its way to its guest by then, and is answered when both are done. A disk that is quick is waited for;
+one that is not, in a thread, and what comes meanwhile shares the next flush: to hand over to a thread costs 0.1 ms. A
+guest is told that it may forget results (CONFIRM) a moment later, after one flush and in one message for all of that
+moment.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .outbox import Outbox
 
 CONFIRM_AFTER = 0.25  # seconds; meanwhile guests hold the results, of which they may have thousands
 CONFIRM_MOST = 256  # in one message
+SLOW = 0.001  # seconds that a flush took; then the next is a thread's
 
 Then = Callable[[OSError | None], None]
 InThread = Callable[[Callable[[], None]], Deferred[None]]
@@ -39,6 +41,7 @@ class Commits:
         self._in_thread = in_thread
         self._waiting: list[Then] = []
         self._flushing = False
+        self._slow = False  # as the last flush was
         self._results: Results = {}  # by guest and session
         self._timer: IDelayedCall | None = None
 
@@ -52,20 +55,26 @@ class Commits:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
+        began = self._clock.seconds()
         try:
-            work = self._outbox.begin_flush()
+            work = None
+            if self._slow:
+                work = self._outbox.begin_flush()
+            else:
+                self._outbox.flush()
         except OSError as error:
-            self._told(waiting, error)
+            self._told(waiting, began, error)
             return
         if work is None:
-            self._told(waiting, None)
+            self._told(waiting, began, None)
             return
         self._flushing = True
         self._in_thread(work).addCallbacks(
-            lambda _: self._told(waiting, None), lambda failed: self._told(waiting, _os_error(failed))
+            lambda _: self._told(waiting, began, None), lambda failed: self._told(waiting, began, _os_error(failed))
         )
 
-    def _told(self, waiting: list[Then], failure: OSError | None) -> None:
+    def _told(self, waiting: list[Then], began: float, failure: OSError | None) -> None:
+        self._slow = self._clock.seconds() - began > SLOW
         if failure is not None:
             self._log.error("the outbox cannot be written: {error}", error=failure)
         self._flushing = False

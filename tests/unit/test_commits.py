@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from common import line_log
 from common.broker_address import Credentials
 from common.messages import Confirm, Message
-from host_agent.commits import CONFIRM_AFTER, CONFIRM_MOST, Commits
+from host_agent.commits import CONFIRM_AFTER, CONFIRM_MOST, SLOW, Commits
 from host_agent.guests import Guest, Identity
 from host_agent.outbox import Outbox
 
@@ -37,6 +37,7 @@ class Place:
     sent: Sent
     flushes: list[int]
     failure: OSError | None = None
+    seconds: float = 0.0  # that a flush takes
 
     def ask(self, name: str) -> list[OSError | None]:
         told: list[OSError | None] = []
@@ -56,6 +57,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         if made.failure is not None:
             raise made.failure
         made.flushes.append(descriptor)
+        if made.seconds:
+            clock.advance(made.seconds)
 
     monkeypatch.setattr(line_log, "_sync", sync)
     return made
@@ -120,7 +123,7 @@ def test_at_the_end_what_waits_is_confirmed(place: Place) -> None:
 
 
 def test_what_comes_during_a_flush_shares_the_next(place: Place) -> None:
-    """The flush waits for the disk in a thread; lines that are added meanwhile are not taken for flushed."""
+    """One that is slow is a thread's; lines that are added meanwhile are not taken for flushed."""
     works: list[tuple[Any, Deferred[None]]] = []
 
     def in_thread(work: Any) -> Deferred[None]:
@@ -128,6 +131,11 @@ def test_what_comes_during_a_flush_shares_the_next(place: Place) -> None:
         return works[-1][1]
 
     place.commits = Commits(place.clock, place.outbox, in_thread)
+    place.seconds = 2 * SLOW
+    place.ask("c-0")
+    place.clock.advance(0)
+    assert (len(works), len(place.flushes)) == (0, 1)
+    place.flushes.clear()
     first = place.ask("c-1")
     place.clock.advance(0)
     second, third = place.ask("c-2"), place.ask("c-3")
@@ -142,6 +150,14 @@ def test_what_comes_during_a_flush_shares_the_next(place: Place) -> None:
     place.clock.advance(0)
     assert (second, third) == ([None], [None])
     assert (len(works), len(place.flushes)) == (2, 2)
+    place.seconds = 0.0
+    place.ask("c-4")
+    place.clock.advance(0)
+    works[2][0]()
+    works[2][1].callback(None)
+    place.ask("c-5")
+    place.clock.advance(0)
+    assert (len(works), len(place.flushes)) == (3, 4)  # it is quick again, and waited for
 
 
 def test_a_flush_outlives_the_replacement_of_its_file(place: Place) -> None:
