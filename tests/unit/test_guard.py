@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import guard
-from benchmarks.guard import Record
+from benchmarks.guard import Record, band_of
 
 MEASURE = guard.measure
 RECORDS = [Record("one", "ratio", 2.0, 0.5), Record("one", "lost", 0.0, 0.0), Record("two", "ratio", 1.0, 0.1)]
@@ -88,3 +88,10 @@ def test_the_record_can_be_read_and_names_benchmarks() -> None:
     records = guard.load()
     assert {record.benchmark for record in records} <= set(NAMES)
     assert all(record.band >= 0 for record in records)
+
+
+def test_a_band_allows_what_busy_machines_have_measured() -> None:
+    assert band_of(10.0, [9.0, 10.0, 10.5], []) == 1.0
+    assert band_of(10.0, [9.0, 10.0, 13.0], []) == 3.0
+    record = Record("b", "m", 10.0, band_of(10.0, [9.0, 10.0, 10.5], [12.0, 18.0]))
+    assert record.allows(18.0) and not record.allows(18.1)
