@@ -7,8 +7,8 @@
 What is looked at: ratios to something that was measured in the same run, of CPU time to CPU time where there is such a
 one, memory, and counts that must be nought. A value that is worse than its record by more than twice its noise band is
 measured twice more, and only if the median of the three is still so much worse does the guard fail: one that cries wolf
-is worse than none. Values are of a quiet machine; `loaded` are runs on busy ones, and bands reach so far that these would
-not be blamed. So what does not end in its time, or
+is worse than none. Values are of a quiet machine; `loaded` are runs on busy ones, and bands reach so far that these
+would not be blamed. So what does not end in its time, or
 is not begun in four minutes, because the machine is busy, is named and judges nobody.
 """
 
