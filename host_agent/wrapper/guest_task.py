@@ -11,7 +11,7 @@ again: the state file says which VM and which command were its own, and what is 
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -250,7 +250,7 @@ class GuestTask(GuestSteps):
         resumes = record is not None and bool(record.output_kept) and self._checkpoints.file.exists()
         kept = dict(record.output_kept) if record is not None and resumes else {}
         self._output.reset(starts, kept)
-        command = f"c-{secrets.token_hex(8)}"
+        command = f"c-{os.urandom(8).hex()}"  # as `secrets` makes them, which costs 4 MB of memory
         self.saved.keep_command(
             CommandRecord(
                 self.task.number,

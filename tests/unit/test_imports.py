@@ -118,6 +118,15 @@ def test_a_host_agent_with_the_embedded_broker_holds_no_more_in_memory_than_it_n
     assert not loaded & (unneeded | {"twisted.web.server", "twisted.web.xmlrpc"})
 
 
+def test_the_wrapper_of_a_job_in_a_vm_holds_no_more_in_memory_than_it_needs() -> None:
+    code = (
+        "import sys; import host_agent.wrapper.main, host_agent.wrapper.guest_task, host_agent.wrapper.agent_process; "
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"_hashlib", "random", "ssl", "stomp", "twisted"}
+
+
 def test_a_guest_agent_holds_no_more_in_memory_than_it_needs() -> None:
     unneeded = {"asyncio", "http.client", "http.cookiejar", "OpenSSL", "twisted.web", "urllib.request"}
     assert not loaded_after("guest_agent.main, guest_agent.agent") & unneeded
