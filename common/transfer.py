@@ -18,21 +18,14 @@ import json
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from .direct_io import DIRECT, in_page_cache, past_the_page_cache, whole_pages
 from .errors import TransferError
-
-if sys.platform == "linux":
-    import fcntl
-
-    DIRECT = os.O_DIRECT
-else:
-    DIRECT = 0
 
 MAX_ENTRIES = 100_000
 MAX_MANIFEST = 32 * 1024 * 1024  # bytes
@@ -41,7 +34,6 @@ MAX_PATH = 4096
 DIGEST_LENGTH = 64
 CHUNK = 256 * 1024
 SYNC_FILES = 64  # up to so many files are flushed to the disk one by one
-PAGE = 4096  # bytes; what goes past the page cache is a multiple of it
 
 
 @attrs.frozen
@@ -175,9 +167,12 @@ def _walk(directory: Path, prefix: str) -> Iterator[Entry]:
 
 
 class Source:
-    """The sending end: the stream of a manifest's bytes, from any offset, and its digest at the end."""
+    """The sending end: the stream of a manifest's bytes, from any offset, and its digest at the end.
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    With `direct`, `read_into` reads past the page cache what is not in it, where the system can do that.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, *, direct: bool = False) -> None:
         self.manifest = manifest
         self._root = str(root)
         self._length = manifest.total
@@ -185,6 +180,7 @@ class Source:
         self._digest = hashlib.sha256(manifest.to_json())
         self._open: io.FileIO | None = None
         self._left = 0  # bytes of the open file
+        self._direct = DIRECT if direct else 0
         self.offset = 0
 
     @property
@@ -213,10 +209,22 @@ class Source:
         filled = 0
         while filled < len(view) and self._next_file():
             assert self._open is not None
-            count = self._open.readinto(view[filled : filled + self._left]) or 0
+            count = self._read_into(self._open, view[filled : filled + self._left])
             self._take(view[filled : filled + count])
             filled += count
         return filled
+
+    def _read_into(self, file: io.FileIO, view: memoryview) -> int:
+        whole = whole_pages(file, view) if self._direct else 0
+        if whole and not in_page_cache(file):
+            try:
+                with past_the_page_cache(file):
+                    return file.readinto(view[:whole]) or 0
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._direct = 0  # not on this file system, or not into memory that lies like this
+        return file.readinto(view) or 0
 
     def _next_file(self) -> bool:
         """Open the file with the next byte, if that is not done; False at the end."""
@@ -336,19 +344,16 @@ class Sink:
             raise TransferError(f"{self._destination} cannot be written: {error.strerror}") from None
 
     def _write(self, file: io.FileIO, view: memoryview) -> int:
-        whole = len(view) - len(view) % PAGE
-        if not self._direct or not whole or file.tell() % PAGE:
+        whole = whole_pages(file, view) if self._direct else 0
+        if not whole:
             return file.write(view)
-        flags = fcntl.fcntl(file, fcntl.F_GETFL)
         try:
-            fcntl.fcntl(file, fcntl.F_SETFL, flags | self._direct)
-            return file.write(view[:whole])
+            with past_the_page_cache(file):
+                return file.write(view[:whole])
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._direct = 0  # not on this file system, or not from memory that lies like this
-        finally:
-            fcntl.fcntl(file, fcntl.F_SETFL, flags)
         return file.write(view)
 
     def finish(self, digest: str) -> str:

@@ -24,7 +24,7 @@ class Blocks:
 
         self._path = path
         self._manifest = manifest
-        self._source = transfer.Source(path, manifest)
+        self._source = transfer.Source(path, manifest, direct=True)
         self._buffers = deque(memoryview(mmap.mmap(-1, size)) for _ in range(2))
         self._reader = ThreadPoolExecutor(1)
         self._next: Future[int] | None = None  # how many bytes are in the first buffer
@@ -38,7 +38,7 @@ class Blocks:
         elif offset != self._offset:
             self._end_reading()
             self._source.close()
-            self._source = transfer.Source(self._path, self._manifest)
+            self._source = transfer.Source(self._path, self._manifest, direct=True)
             try:
                 self._source.skip_to(offset)
             except OSError as error:

@@ -38,6 +38,7 @@ from .children import Child, Stream, signal_name, spawn, why_not_started
 BUFFER = 1024 * 1024  # bytes of one stream that wait for the host; then the program's pipe fills and it waits
 PIECE = 64 * 1024  # bytes in one output frame
 BATCH = 0.02  # seconds: the first piece goes at once, what follows is sent together
+FIRST_LOOK = 0.02  # seconds after its start that a program's output is first looked for; at its end it is read anyway
 STARTED_AFTER = 0.1  # seconds: of a program that ends sooner, its end alone is told
 STRAGGLER_GRACE = 0.25  # seconds that a grandchild may hold the output open after the program ended
 IDLE_EXIT = 60.0  # seconds without an agent and without a running command
@@ -206,7 +207,8 @@ class Keeper:
             # It is gone, but what it said before, a `quit` perhaps, is still to be read; its end comes after that.
             self._outgoing.clear()
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
-        self._selector.modify(self._agent, events, self._receive)
+        if events != self._selector.get_key(self._agent).events:
+            self._selector.modify(self._agent, events, self._receive)
 
     # -- what the agent asks for
 
@@ -224,7 +226,8 @@ class Keeper:
             return
         for stream in command.streams.values():
             os.set_blocking(stream.fd, False)
-            self._watch(command, stream)
+        # Not at once: the end of a short program's output and its own would wake us twice, a millisecond apart.
+        self._after(FIRST_LOOK, lambda: self._begin_to_watch(command))
         if head["deadline"] > 0:
             self._after(head["deadline"], lambda: self._deadline(command))
         self._after(STARTED_AFTER, lambda: self._tell_started(command))
@@ -347,6 +350,11 @@ class Keeper:
             self._tell({"op": "ended", "id": command.id, "pid": command.pid, **command.result, **lengths})
 
     # -- their output
+
+    def _begin_to_watch(self, command: Child) -> None:
+        if command.running:
+            for stream in command.streams.values():
+                self._watch(command, stream)
 
     def _watch(self, command: Child, stream: Stream) -> None:
         """Read the pipe while there is room; without room the program waits in its write()."""

@@ -86,6 +86,25 @@ def test_writing_past_the_page_cache_gives_the_same_file(tmp_path: Path, size: i
     assert (tmp_path / "c").read_bytes() == source.read_bytes()
 
 
+@pytest.mark.parametrize("size", [0, 1, 131_072, 1_000_000, 1_048_576])
+@pytest.mark.parametrize("cached", [True, False])
+def test_reading_past_the_page_cache_gives_the_same_bytes(tmp_path: Path, size: int, cached: bool) -> None:
+    source = tmp_path / "a"
+    source.write_bytes(os.urandom(size))
+    if not cached:
+        with source.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for start in (0, 1):  # a buffer that is aligned to pages, and one that is not: that falls back
+        stream = Source(source, scan(source), direct=True)
+        buffer = memoryview(mmap.mmap(-1, 262_144 + 4096))[start : 262_144 + start]
+        found = b""
+        while count := stream.read_into(buffer):
+            found += buffer[:count]
+        stream.close()
+        assert found == source.read_bytes()
+
+
 def test_a_file_keeps_its_executable_bit_and_replaces_an_older_one(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"#!/bin/sh\n")
     (tmp_path / "a").chmod(0o755)
