@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
-import attr
 import pytest
 
 from host_agent.hypervisors.images import Image, load_image, verify_image
@@ -17,9 +14,10 @@ from vm_images.builder import build_image
 from vm_images.cache import Cache, default_cache
 from vm_images.debian import debian_layer, kernels_layer
 from vm_images.recipe import extended, load_recipe
-from vm_images.rootfs import SOURCES
 from vm_images.tools import BuildError
 from vm_images.wheels import wheels_layer
+
+from .ordinary_user import give, python, take_sources
 
 
 def test_two_builds_are_the_same_bytes(image: Image, tmp_path: Path) -> None:
@@ -42,7 +40,6 @@ def test_an_unknown_package_is_one_sentence_and_no_image(tmp_path: Path) -> None
     assert not (tmp_path / "images").exists()
 
 
-USER = "vmwrapper-test"
 # `vmctl image` alone: the rest of vmctl needs libraries that Debian's own Python need not have.
 _VMCTL_IMAGE = """
 import argparse, sys
@@ -54,42 +51,20 @@ sys.exit(options.func(options))
 """
 
 
-def _ordinary_user() -> list[str]:
-    """What to put before a command so that it is not root's: nothing for those who are not."""
-    if os.geteuid() != 0:
-        return []
-    try:
-        pwd.getpwnam(USER)
-    except KeyError:
-        # With a range of user numbers of its own, as Debian gives everyone whom useradd makes.
-        subprocess.run(["useradd", "--create-home", USER], check=True, timeout=60)
-    user = pwd.getpwnam(USER)
-    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups", "--"]
-
-
 def test_an_ordinary_user_builds_the_same_bytes(image: Image) -> None:
     """Without root, in user namespaces. Debian comes from the cache, but with VMWRAPPER_LONG set is made anew too."""
     place = Path(tempfile.mkdtemp(prefix="vmwrapper-user-"))  # pytest's own directories are root's alone
     try:
-        for package in ("common", "guest_agent", "host_agent", "vm_images", "lock"):
-            shutil.copytree(SOURCES / package, place / package, ignore=shutil.ignore_patterns("__pycache__"))
-        for library in ("attr", "attrs"):
-            shutil.copytree(Path(attr.__file__).parents[1] / library, place / library)
+        take_sources(place)
         cache, recipe = Cache(default_cache()), load_recipe("debian-minimal")
         layers = [kernels_layer(cache, recipe), wheels_layer(cache, recipe.python, recipe.architecture)[1]]
         if not os.environ.get("VMWRAPPER_LONG"):
             layers.append(debian_layer(cache, recipe)[1])
         for layer in layers:
             shutil.copytree(layer, place / "cache" / layer.parent.name / layer.name)
-        if _ordinary_user():
-            owner = pwd.getpwnam(USER)
-            for path in (place, *place.rglob("*")):
-                os.chown(path, owner.pw_uid, owner.pw_gid)
-        place.chmod(0o755)
+        give(place)
         words = ["image", "build", "--cache", str(place / "cache"), "--output", str(place / "images")]
-        argv = [*_ordinary_user(), "/usr/bin/python3", "-s", "-c", _VMCTL_IMAGE, *words]
-        env = {"PATH": "/usr/bin:/bin", "HOME": str(place), "PYTHONPATH": str(place)}
-        done = subprocess.run(argv, env=env, cwd=place, capture_output=True, text=True, timeout=600, check=False)
+        done = python(place, _VMCTL_IMAGE, *words)
         assert done.returncode == 0, done.stderr
         theirs = load_image(place / "images" / image.name)
         assert theirs.disk.stat().st_uid != 0
