@@ -25,6 +25,7 @@ DEADLINE = 600.0
 # The driver's VMs run at this priority too.
 NICE = ("nice", "-n", "19")
 DONE = "cloud-init-has-run"
+IGNORE = "x-ignore-shared"  # memory is not in the state, but a file of its own
 
 
 def overlay(disk: Path, over: Path) -> Path:
@@ -74,8 +75,7 @@ def whole_state(like: Sequence[str], disk: Path, state: Path, folder: Path) -> P
     """Of a template whose memory is a file of its own: the state as QEMU alone writes it, with the memory in it."""
     whole = folder / "whole"
     with _come(like, disk, state, folder) as (_, monitor):
-        off = [{"capability": "x-ignore-shared", "state": False}]
-        monitor.ask("migrate-set-capabilities", capabilities=off)
+        monitor.ask("migrate-set-capabilities", capabilities=[{"capability": IGNORE, "state": False}])
         monitor.ask("migrate-set-parameters", **{"max-bandwidth": 10 << 30})
         monitor.ask("migrate", uri=f"exec:cat >{whole}")
         until = time.monotonic() + DEADLINE
@@ -102,17 +102,18 @@ def _come(like: Sequence[str], disk: Path, state: Path, folder: Path) -> Iterato
     ours = str(overlay(folder / "incoming.qcow2", disk))
     argv = [word.replace(theirs, ours).replace(str(place), str(folder)) for word in like]
     argv = argv[: argv.index("-incoming")]
-    if "-object" in argv:
-        argv += ["-global", "migration.x-ignore-shared=on"]
+    has_memory = "-object" in argv
     with (
         state.open("rb") as file,
         _listening(folder / "qmp.sock") as server,
         _listening(folder / "host.sock"),
-        _started([*argv, "-incoming", f"fd:{file.fileno()}"], file.fileno()) as qemu,
+        _started([*argv, "-incoming", "defer"], file.fileno()) as qemu,
         _accept(server) as connection,
     ):
         monitor = _Monitor(connection, connection.makefile("rb"))
         monitor.ask("qmp_capabilities")
+        monitor.ask("migrate-set-capabilities", capabilities=[{"capability": IGNORE, "state": has_memory}])
+        monitor.ask("migrate-incoming", uri=f"fd:{file.fileno()}")
         while monitor.ask("query-status")["status"] == "inmigrate":
             time.sleep(0.002)
         yield qemu, monitor
