@@ -7,6 +7,7 @@ memory is written before the guest stands still. What was written is read back b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import psutil
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
@@ -23,7 +25,7 @@ from host_agent.ledger import LedgerEntry
 from .base import SAVED, HypervisorError, MachineSpec, MachineState
 from .qemu_disk import TOOL_DEADLINE
 from .qemu_memory import PAUSED_DEADLINE, STATE_DEADLINE, Refused
-from .qemu_options import NAMES, TCG, MemoryFile, program
+from .qemu_options import MemoryFile, accelerator_of, emulated, how_it_runs, program
 from .qemu_packing import ZSTD, Compressor, Packing
 from .qemu_states import State, States, run_tool, sync
 from .qemu_vm import START_DEADLINE, QemuVm
@@ -95,7 +97,7 @@ class QemuMachine(QemuVm):
             return
         if self.state is not MachineState.DEFINED:
             raise HypervisorError(f"the VM {self.spec.name} is {self.state.value} and cannot be started")
-        how = NAMES[self.accelerator]
+        how = how_it_runs(self.accelerator)
         if self._clone is not None and await self._start_clone(self._clone, f"from a template, {how}"):
             return
         config = self.spec.directory / CONFIG
@@ -166,6 +168,8 @@ class QemuMachine(QemuVm):
         self._states.remove_stray_files()
         if self._process is not None and process.pid is not None and process.leash_pid is not None:
             self._ledger.has_process(process.pid, process.leash_pid)
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                self.accelerator = accelerator_of(psutil.Process(process.pid).cmdline()) or self.accelerator
             self._listen()
             await self._see_how_it_stands()
         elif self._states.current is not None:
@@ -231,10 +235,10 @@ class QemuMachine(QemuVm):
         if before not in (MachineState.RUNNING, MachineState.PAUSED):
             raise HypervisorError(f"the VM {self.spec.name} is {before.value}: its state cannot be kept")
         qmp, zstd = self._steered(), program(ZSTD)
-        state = self._states.begin(name)
+        state = self._states.begin(name, self.accelerator)
         path = self._states.path(state)
         # An emulated guest stands still for all of it: QEMU's note of what a running one changes is not reliable.
-        live = not end and self.accelerator is not TCG
+        live = not end and not emulated(self.accelerator)
         packing: Packing | None = None
 
         async def keep_disk() -> None:
@@ -312,12 +316,17 @@ class QemuMachine(QemuVm):
         state = self._states.get(name)
         if state is None or self.state is MachineState.DESTROYED:
             raise HypervisorError(f"the VM {self.spec.name} has no snapshot {name}")
-        self._check_size(state)
+        self._check(state)
         self._asked_to_end = MachineState.STARTING
         await self._end()
         await self._start_from(state)
 
-    def _check_size(self, state: State) -> None:
+    def _check(self, state: State) -> None:
+        """It is whole, and of a processor that this host can give: a guest goes on only on the one that it knows."""
+        if state.accelerator and not emulated(state.accelerator) and state.accelerator != self.accelerator:
+            was, now = how_it_runs(state.accelerator), how_it_runs(self.accelerator)
+            sentence = f"the VM {self.spec.name} cannot go back to {state.name}"
+            raise HypervisorError(f"{sentence}: it ran {was} then, and this host runs it {now} now")
         path = self._states.path(state)
         try:
             size = path.stat().st_size
@@ -329,7 +338,8 @@ class QemuMachine(QemuVm):
 
     async def _start_from(self, state: State) -> None:
         """Disk, then memory, and only then does the guest run."""
-        self._check_size(state)
+        self._check(state)
+        self.accelerator = state.accelerator or self.accelerator  # an emulated processor is the same everywhere
         zstd = program(ZSTD)
         tags = await self._disk.tags()
         if state.tag not in tags:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -46,6 +47,24 @@ HVF = ("-accel", "hvf", "-cpu", "host")
 WHPX = ("-accel", "whpx,kernel-irqchip=off", "-cpu", "qemu64")
 HARDWARE = {"win32": WHPX, "darwin": HVF}.get(sys.platform, KVM)  # what drives processors that can do it
 NAMES: dict[tuple[str, ...], str] = {TCG: "emulated", KVM: "with KVM", HVF: "with HVF", WHPX: "with WHPX"}
+
+
+def accelerator_of(argv: Sequence[str]) -> tuple[str, ...] | None:
+    """What drives the processors of a QEMU with this command line, in the form of TCG and its like."""
+    try:
+        at = argv.index(TCG[0])
+    except ValueError:
+        return None
+    return tuple(argv[at : at + len(TCG)])
+
+
+def emulated(accelerator: Sequence[str]) -> bool:
+    return accelerator[1].startswith("tcg")
+
+
+def how_it_runs(accelerator: tuple[str, ...]) -> str:
+    """In a word for people; also of one that another version of us chose."""
+    return NAMES.get(accelerator) or (NAMES[TCG] if emulated(accelerator) else " ".join(accelerator))
 
 
 @attrs.frozen

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,20 @@ TAG = "vmwrapper-"  # of our snapshots inside disk images
 _FILE = re.compile(r"state-[0-9a-f]{16}\.zst")
 
 
+def _tuple(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(words)
+
+
 @attrs.frozen
 class State:
-    """One state. `tag` names its snapshot in the disk image."""
+    """One state. `tag` names its snapshot in the disk image, `accelerator` what drove its guest's processors."""
 
     name: str
     file: str
     tag: str
     made: float  # time.time()
     size: int = 0  # bytes of the file
+    accelerator: tuple[str, ...] = attrs.field(default=(), converter=_tuple)  # (): not noted
 
 
 class States:
@@ -80,10 +86,10 @@ class States:
     def path(self, state: State) -> Path:
         return self._directory / state.file
 
-    def begin(self, name: str) -> State:
+    def begin(self, name: str, accelerator: tuple[str, ...]) -> State:
         """A state that does not count yet."""
         token = secrets.token_hex(8)
-        return State(name, f"state-{token}.zst", f"{TAG}{token}", time.time())
+        return State(name, f"state-{token}.zst", f"{TAG}{token}", time.time(), accelerator=accelerator)
 
     def complete(self, state: State, *, current: bool) -> State | None:
         """It is on the disk and sound: from now on it counts. Returns the one that it replaced."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import psutil
 import pytest
 import pytest_twisted
 from pytest_twisted import ensureDeferred
@@ -18,6 +19,7 @@ from host_agent.hypervisors.base import HypervisorError, Machine, MachineSpec, M
 from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.qemu import QemuHypervisor
 from host_agent.hypervisors.qemu_machine import QemuMachine
+from host_agent.hypervisors.qemu_options import KVM, accelerator_of
 from tests.contract.hypervisor_contract import Told, state_of
 
 from .asker import Asker, AskerFactory
@@ -143,3 +145,24 @@ async def test_damaged_states_are_refused_and_the_others_kept(guest: Guest, monk
     await machine.restore("one")
     assert state_of(machine) is MachineState.RUNNING
     await guest.again()
+
+
+@ensureDeferred
+async def test_a_guest_goes_on_only_on_the_processor_that_it_knows(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = guest.machine
+    assert isinstance(machine, QemuMachine)
+    machine.accelerator, of_its_own = (*machine.accelerator[:3], "max,la57=on"), machine.accelerator
+    await machine.save_state()  # as a host agent did that gave other processors
+    machine.accelerator = of_its_own
+    await machine.start()
+    assert machine.pid is not None
+    assert accelerator_of(psutil.Process(machine.pid).cmdline()) == (*of_its_own[:3], "max,la57=on")
+    await guest.again()
+    machine.accelerator = KVM
+    await machine.snapshot("with-kvm", lambda: None)
+    machine.accelerator = of_its_own
+    with pytest.raises(HypervisorError, match="it ran with KVM then, and this host runs it emulated now"):
+        await machine.restore("with-kvm")
+    assert state_of(machine) is MachineState.RUNNING, "it was not touched"
