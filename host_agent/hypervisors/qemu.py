@@ -133,8 +133,9 @@ class QemuHypervisor:
         states = States.load(spec.directory)
         place = ledger_dir() / spec.instance
         machine = QemuMachine(self._reactor, spec, place, states, self._grace)
-        machine.accelerator = await self._best()
         if await machine.take_over():
+            if machine.pid is None:
+                machine.accelerator = await self._best()
             return machine
         shutil.rmtree(spec.directory, ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)

@@ -208,11 +208,11 @@ class QemuVm:
         state, words = self._how_it_ended(how)
         failure = HypervisorError(f"the VM {self.spec.name} ended" + (f": {words}" if words else ""))
         ready, self._ready = self._ready, None
+        gone, self._gone = self._gone, []
+        self._change(state, words)  # first: who waits for what follows looks at it at once
         if ready is not None:
             ready.errback(HypervisorError(f"the VM {self.spec.name} did not start: {words or 'it was ended'}"))
         self._memory.end(failure)
-        self._change(state, words)
-        gone, self._gone = self._gone, []
         for waiter in gone:
             waiter.callback(None)
 
