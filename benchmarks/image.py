@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 
 import attrs
-import psutil
 
 from host_agent.hypervisors.images import Image, find_image
 from host_agent.hypervisors.qemu import QemuHypervisor
@@ -23,6 +22,7 @@ from vm_images.package import pack_image
 from vm_images.recipe import load_recipe
 
 from .boot import one_boot
+from .cpu import cpu_seconds
 from .host import Bench, with_guest
 
 MEMORY_MB = 128
@@ -44,11 +44,8 @@ def run() -> dict[str, float]:
 
 
 def _boot(bench: Bench) -> dict[str, float]:
-    cpu = sum(
-        sum(each.cpu_times()[:2])
-        for each in psutil.Process().children(recursive=True)
-        if each.name().startswith("qemu-system")
-    )
+    (vm,) = bench.client.call("vms")["vms"]
+    cpu = cpu_seconds([vm["pid"]])
     found = one_boot(bench)
     return {
         "boot_128_s": found["cold_boot_s"],

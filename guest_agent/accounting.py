@@ -22,6 +22,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from common.cgroup import PROCS, cpu_times, own_group
+
 
 class Used(NamedTuple):
     """Of a program and everything that it started, ended or not."""
@@ -69,10 +71,8 @@ class Accounts(Protocol):
 def accounts(proc: Path = Path("/proc")) -> Accounts:
     """The best form for this system."""
     if sys.platform == "linux":
-        from common.cgroup import own_group
-
         home = own_group()
-        if home is not None and os.access(home.parent / "cgroup.procs", os.W_OK):
+        if home is not None and os.access(home.parent / PROCS, os.W_OK):
             return CgroupAccounts(home, home.parent, ProcessAccounts(proc))
     if os.name == "nt":
         return JobAccounts()
@@ -135,6 +135,8 @@ class CgroupAccounts:
         self._counts: bool | None = None  # that a group of ours tells what it used; not known yet
 
     def open(self, command: str) -> Account:
+        if self._counts is False:
+            return self._otherwise.open(command)
         place = f"{self._parent}/task-{command}"
         try:
             os.mkdir(place)  # noqa: PTH102
@@ -149,7 +151,7 @@ class CgroupAccounts:
             return self._otherwise.open(command)
         account = CgroupAccount(place, way_in, self._way_home)
         if self._counts is None:
-            self._counts = _cpu_times(place) is not None
+            self._counts = cpu_times(place) is not None
         if not self._counts:
             account.close()
             return self._otherwise.open(command)
@@ -157,9 +159,6 @@ class CgroupAccounts:
 
     def find(self, place: str, pid: int) -> Account:
         return CgroupAccount(place) if place else self._otherwise.find(place, pid)
-
-
-PROCS = "cgroup.procs"
 
 
 class CgroupAccount:
@@ -181,7 +180,8 @@ class CgroupAccount:
             yield
         finally:
             if entered:
-                os.write(self._way_home, b"0")
+                with contextlib.suppress(OSError):
+                    os.write(self._way_home, b"0")
             self._close_way_in()
 
     def started(self, pid: int) -> None:
@@ -197,7 +197,7 @@ class CgroupAccount:
         return Used(used.user_s, used.system_s, sum(_Stat.of(pid).rss_bytes for pid in pids))
 
     def total(self) -> Used:
-        return Used(*(_cpu_times(self.place) or ()))
+        return Used(*(cpu_times(self.place) or ()))
 
     def close(self) -> None:
         self._close_way_in()
@@ -207,20 +207,6 @@ class CgroupAccount:
         if self._way_in >= 0:
             os.close(self._way_in)
             self._way_in = -1
-
-
-def _cpu_times(group: str) -> tuple[float, float] | None:
-    """User and system seconds of everything that ever ran in it."""
-    try:
-        file = os.open(f"{group}/cpu.stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            words = os.read(file, 4096).split()
-        finally:
-            os.close(file)
-        user, system = (int(words[words.index(name) + 1]) / 1e6 for name in (b"user_usec", b"system_usec"))
-    except (OSError, ValueError, IndexError):
-        return None
-    return user, system
 
 
 def _remove(group: str) -> None:

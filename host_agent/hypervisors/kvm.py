@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
+from .helper_process import HelperProcess, exit_status
 from .qemu_options import KVM
 
 DEVICE = Path("/dev/kvm")
@@ -79,28 +78,17 @@ class KvmProbe:
         return probe.ended.addCallback(clean)
 
 
-class _Probe(ProcessProtocol):
+class _Probe(HelperProcess):
     def __init__(self, reactor: Any) -> None:
         self.ended: Deferred[str] = Deferred()
-        self._late = reactor.callLater(DEADLINE, self._kill)
-        self._errors = b""
+        self._late = reactor.callLater(DEADLINE, self._too_late)
 
-    def errReceived(self, data: bytes) -> None:
-        self._errors = (self._errors + data)[-2000:]
-
-    def _kill(self) -> None:
+    def _too_late(self) -> None:
         self._errors = f"a probe did not boot within {DEADLINE:.0f} s".encode()
-        if self.transport is not None:
-            try:
-                self.transport.signalProcess("KILL")
-            except ProcessExitedAlready:
-                pass
+        self.kill()
 
     def processEnded(self, reason: Failure) -> None:
         if self._late.active():
             self._late.cancel()
-        if getattr(reason.value, "exitCode", None) == _EXIT_STATUS:
-            self.ended.callback("")
-            return
-        lines = self._errors.decode("utf-8", "replace").strip().splitlines()
-        self.ended.callback(lines[0] if lines else "a probe did not boot")
+        works = exit_status(reason) == _EXIT_STATUS
+        self.ended.callback("" if works else (self.lines or ["a probe did not boot"])[0])

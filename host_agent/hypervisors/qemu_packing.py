@@ -14,23 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProcessTransport
-from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
+from .helper_process import HelperProcess, exit_status
 from .host_memory import spare_mb
 
 ZSTD = "zstd"
 SPARE_MB = 512  # that are left for everybody else while a state is in memory
 
 
-class Compressor(ProcessProtocol):
+class Compressor(HelperProcess):
     """One zstd. `ended` fires with "" or why it failed."""
 
-    transport: IProcessTransport
-
     def __init__(self) -> None:
-        self._errors = b""
         self.ended: Deferred[str] = Deferred()
 
     @classmethod
@@ -55,19 +51,8 @@ class Compressor(ProcessProtocol):
         reactor.spawnProcess(made, command[0], command, env=None, childFDs={0: source, 1: target, 2: "r"})
         return made
 
-    def errReceived(self, data: bytes) -> None:
-        self._errors = (self._errors + data)[-2000:]
-
-    def kill(self) -> None:
-        try:
-            self.transport.signalProcess("KILL")
-        except Exception:
-            pass  # it has ended
-
     def processEnded(self, reason: Failure) -> None:
-        words = self._errors.decode("utf-8", "replace").strip().splitlines()
-        failed = getattr(reason.value, "exitCode", None) != 0
-        self.ended.callback((words[-1] if words else reason.getErrorMessage()) if failed else "")
+        self.ended.callback("" if exit_status(reason) == 0 else (self.lines or [reason.getErrorMessage()])[-1])
 
 
 class Packing:

@@ -16,14 +16,14 @@ from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError
-from twisted.internet.interfaces import IProcessTransport
-from twisted.internet.protocol import ProcessProtocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
 from host_agent.programs import lean_argv
 
 from .base import HypervisorError
+from .helper_process import HelperProcess, exit_status
 from .leash import SOCKET
 from .process_end import process_end
 
@@ -147,37 +147,26 @@ class QemuProcess:
             self._line.close()
 
 
-class _Starter(ProcessProtocol):
+class _Starter(HelperProcess):
     """The leash's first process, which ends when the leash can be connected to."""
-
-    transport: IProcessTransport
 
     def __init__(self, settings: bytes) -> None:
         self._settings = settings
-        self._errors = b""
         self.started: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
+        assert self.transport is not None
         self.transport.writeToChild(0, self._settings)
         self.transport.closeStdin()
-
-    def errReceived(self, data: bytes) -> None:
-        self._errors = (self._errors + data)[-2000:]
-
-    def kill(self) -> None:
-        try:
-            self.transport.signalProcess("KILL")
-        except Exception:
-            pass  # it has ended just now
 
     def processExited(self, reason: Failure) -> None:
         if self.started.called:
             return
-        if getattr(reason.value, "exitCode", None) == 0:
+        if exit_status(reason) == 0:
             self.started.callback(None)
         else:
-            words = self._errors.decode("utf-8", "replace").strip().splitlines()[-1:] or [reason.getErrorMessage()]
-            self.started.errback(HypervisorError(f"the leash of a VM did not start: {words[0]}"))
+            words = (self.lines or [reason.getErrorMessage()])[-1]
+            self.started.errback(HypervisorError(f"the leash of a VM did not start: {words}"))
 
 
 class _Line(LineOnlyReceiver):

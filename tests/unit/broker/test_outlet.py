@@ -39,6 +39,14 @@ def subscribed(port: int) -> RawStomp:
     return made
 
 
+def publish(sender: RawStomp, sent: list[bytes]) -> None:
+    """Return when the broker has all of them."""
+    for body in sent:
+        sender.send("SEND", DESTINATION, body)
+    sender.send("SEND", {"destination": "/topic/nobody", "receipt": "done"})
+    assert sender.receive().command == "RECEIPT"
+
+
 @on_reactor
 def test_bodies_of_all_sizes_arrive_whole_and_in_order(broker: EmbeddedBroker) -> Steps:
     listening = yield in_time(broker.listen("127.0.0.1", 0))
@@ -46,10 +54,7 @@ def test_bodies_of_all_sizes_arrive_whole_and_in_order(broker: EmbeddedBroker) -
 
     def exchange(port: int) -> None:
         with client(port) as sender, subscribed(port) as reader:
-            for body in sent:
-                sender.send("SEND", DESTINATION, body)
-            sender.send("SEND", {"destination": "/topic/nobody", "receipt": "done"})
-            assert sender.receive().command == "RECEIPT"
+            publish(sender, sent)
             assert [reader.receive().body for _ in sent] == sent
 
     yield in_thread(exchange, listening.getHost().port)
@@ -64,10 +69,7 @@ def test_an_answer_keeps_its_place_behind_what_was_not_read(broker: EmbeddedBrok
 
     def exchange(port: int) -> None:
         with client(port) as sender, subscribed(port) as reader:
-            for body in sent:
-                sender.send("SEND", DESTINATION, body)
-            sender.send("SEND", {"destination": "/topic/nobody", "receipt": "done"})
-            assert sender.receive().command == "RECEIPT"
+            publish(sender, sent)
             reader.send("SEND", {"destination": "/topic/nobody", "receipt": "mine"})
             seen = [reader.receive() for _ in range(len(sent) + 1)]
             assert sorted(frame.command for frame in seen) == ["MESSAGE"] * len(sent) + ["RECEIPT"]
