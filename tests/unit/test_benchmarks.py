@@ -7,6 +7,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import attrs
 import pytest
 
 from benchmarks import open_host, report, site_model
@@ -79,6 +80,8 @@ def test_the_model_of_a_site_takes_the_inputs_that_its_help_names(
     monkeypatch.setattr("sys.argv", ["site_model", "--set", "hours_per_day=24", "--set", "tasks_per_hour=4"])
     assert site_model.main() == 0
     assert "memory: memory first" in capsys.readouterr().out
+    messages, _, most = site_model.days(attrs.evolve(site_model.Inputs(), hours_per_day=24))
+    assert messages == most == site_model.day_of(24, site_model.Inputs())[0]  # each day is like the other
     for wrong in ("hours_per_day=0", "hours_per_day=x", "hours=3"):
         monkeypatch.setattr("sys.argv", ["site_model", "--set", wrong])
         with pytest.raises(SystemExit):

@@ -21,7 +21,6 @@ from host_agent.hypervisors import qemu
 from host_agent.hypervisors.base import HeldByAnother, Machine, MachineSpec, MachineState
 from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.qemu import QemuHypervisor
-from host_agent.hypervisors.qemu_machine import QemuMachine
 from host_agent.ledger import ledger_dir, sweep
 from tests.contract.hypervisor_contract import Told, state_of
 
@@ -179,27 +178,6 @@ async def test_nobody_comes_but_a_snapshot_is_kept(holder: Holder) -> None:
         assert (await asker.next())["uid"] == 1000
     finally:
         await machine.destroy()
-
-
-@ensureDeferred
-async def test_a_vm_is_seen_as_saved_while_its_leash_is_ending(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The leash's word of QEMU's end comes in the middle of the taking over."""
-    seen = []
-    take_over = QemuMachine.take_over
-
-    async def and_look(machine: QemuMachine) -> bool:
-        await deferLater(reactor, 0.3)
-        there = await take_over(machine)
-        seen.append(machine.state)
-        return there
-
-    monkeypatch.setattr(QemuMachine, "take_over", and_look)
-    holder.start(0.5, "save")
-    holder.kill()
-    machine = await holder.adopt()
-    assert machine is not None
-    await machine.destroy()
-    assert seen == [MachineState.SAVED]
 
 
 @ensureDeferred

@@ -131,14 +131,17 @@ def test_without_a_group_there_is_still_an_account(fake_groups: Path) -> None:
 
 
 def test_a_group_that_counts_nothing_is_not_used(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = os.mkdir
+    made, tried = os.mkdir, []
 
     def mkdir(path: str) -> None:
         made(path)
         Path(path, "cgroup.procs").touch()
+        tried.append(path)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
-    assert CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts()).open("c-1").place == ""
+    form = CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts())
+    assert [form.open(command).place for command in ("c-1", "c-2")] == ["", ""]
+    assert len(tried) == 1, "what does not count once is not asked again"
 
 
 def test_this_system_has_a_form() -> None:

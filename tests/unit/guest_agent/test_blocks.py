@@ -53,6 +53,13 @@ def test_one_after_the_other_they_are_the_stream(tree: Path, blocks: Blocks) -> 
     assert blocks.digest() == digest(tree)
 
 
+def test_a_block_stays_as_it_is_while_the_next_is_read(tree: Path, blocks: Blocks) -> None:
+    block = blocks.at(0)
+    assert blocks._next is not None
+    assert blocks._next.result(30) == SIZE  # it is read
+    assert block == whole(tree)[:SIZE]
+
+
 def test_a_block_can_be_asked_for_again(tree: Path, blocks: Blocks) -> None:
     first = bytes(blocks.at(0))
     assert blocks.at(0) == first
