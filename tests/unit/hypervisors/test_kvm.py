@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from twisted.internet import reactor
 
 from host_agent.hypervisors import kvm
 from host_agent.hypervisors.kvm import KvmProbe, remedy
+from host_agent.hypervisors.qemu_options import QEMU, TCG
 
 
 @ensureDeferred
@@ -53,3 +55,11 @@ async def test_what_a_boot_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     qemu.unlink()
     assert await probe.why_not() == why_not, "it is asked once"
     assert "nested" in remedy(why_not)
+
+
+@pytest.mark.parametrize(("turns", "why_not"), [(kvm._TURNS, ""), (0, "a probe did not boot within 3 s")])
+@ensureDeferred
+async def test_the_probe_counts_to_its_end(monkeypatch: pytest.MonkeyPatch, turns: int, why_not: str) -> None:
+    """In QEMU's own emulation, which works everywhere; from nought it counts 2³² turns, far slower than it may."""
+    monkeypatch.setattr(kvm, "_TURNS", turns)
+    assert await KvmProbe(reactor, shutil.which(QEMU) or "", TCG).why_not() == why_not
