@@ -36,6 +36,7 @@ from benchmarks.peers.packages import Unavailable, need
 from benchmarks.peers.virtiofs import virtiofs
 from benchmarks.report import OURS, rounds_of, show, timed
 from benchmarks.stream import GUEST_END
+from guest_agent.emulated import PLAIN, SETTING
 from host_agent.hypervisors.images import DEFAULT_IMAGE, find_image
 
 # VMWRAPPER_BENCH_COPY="32 200" copies that many mebibytes and files, on a machine that is busy.
@@ -51,8 +52,10 @@ SCP, SCP_EACH, QGA, VIRTIOFS, CHIRP = "scp", "scp, one for each file", "qemu-ga"
 LIMIT = "limit: bare TCP stream"
 LIMIT_ONE = "that, and SHA-256 in turn"
 # In the guest: megabytes a second of SHA-256, as copies make it.
-HASH_RATE = """
-import hashlib, os, time
+HASH_RATE = f"""
+import os, time
+os.environ["{SETTING}"] = "{PLAIN}"
+import hashlib
 data, digest = os.urandom(1 << 20), hashlib.sha256()
 began = time.perf_counter()
 for _ in range(32):

@@ -72,6 +72,7 @@ class Keeper:
         self._id = os.urandom(8).hex()
         self._selector = selectors.DefaultSelector()
         self._commands: dict[str, Child] = {}
+        self._running: dict[int, Child] = {}  # by pid
         self._accounts = accounts()
         self._agent: socket.socket | None = None
         self._incoming = bytearray()
@@ -115,7 +116,7 @@ class Keeper:
             self._path.unlink()
 
     def _idle_for(self, now: float) -> float:
-        return 0.0 if any(command.running for command in self._commands.values()) else now - self._alone_since
+        return 0.0 if self._running else now - self._alone_since
 
     def _wait_time(self) -> float | None:
         now = time.monotonic()
@@ -224,6 +225,7 @@ class Keeper:
         except (OSError, ValueError) as error:
             self._tell({"op": "refused", "id": command_id, "reason": why_not_started(head, error)})
             return
+        self._running[command.pid] = command
         for stream in command.streams.values():
             os.set_blocking(stream.fd, False)
         # Not at once: the end of a short program's output and its own would wake us twice, a millisecond apart.
@@ -282,11 +284,10 @@ class Keeper:
             os.killpg(command.pid, number)
 
     def _kill_all(self) -> None:
-        for command in self._commands.values():
-            if command.running:
-                self._kill(command, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(command.pid, 0)
+        for command in self._running.values():
+            self._kill(command, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(command.pid, 0)
 
     def _deadline(self, command: Child) -> None:
         if command.running:
@@ -296,15 +297,14 @@ class Keeper:
     def _reap(self, wake: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             wake.recv(4096)
-        for command in list(self._commands.values()):
-            if not command.running:
-                continue
-            try:
-                pid, status, usage = os.wait4(command.pid, os.WNOHANG)
-            except ChildProcessError:
-                continue
-            if pid:
-                self._ended(command, status, usage)
+        # One signal may stand for several ends. Whoever has ended is asked for, not each that runs whether it has.
+        with contextlib.suppress(ChildProcessError):
+            while self._running:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if not pid:
+                    break
+                if (command := self._running.pop(pid, None)) is not None:
+                    self._ended(command, status, usage)
 
     def _ended(self, command: Child, status: int, usage: Any) -> None:
         command.running = False
@@ -313,7 +313,6 @@ class Keeper:
         unit = 1 if sys.platform == "darwin" else 1024
         # Where the account knows less (a child of the tree that others waited for), `wait4` has the rest.
         used = max(command.account.total(), Used(usage.ru_utime, usage.ru_stime), key=lambda each: each.cpu_s)
-        command.account.close()
         command.result = {
             "wall_s": time.monotonic() - command.started,
             "user_s": used.user_s,
@@ -331,6 +330,7 @@ class Keeper:
         if any(stream.fd >= 0 for stream in command.streams.values()):
             self._after(STRAGGLER_GRACE, lambda: self._drop_stragglers(command))
         self._maybe_tell_end(command)
+        command.account.close()  # the host need not wait for that
 
     def _drop_stragglers(self, command: Child) -> None:
         """A process that the program left behind holds its output open: do not wait for it for ever."""

@@ -63,6 +63,9 @@ def _run_agent(config_path: Path, home: Path, host_line: bool, log_format: str, 
 
     from common.lean import import_twisted
 
+    from .emulated import hash_plainly
+
+    hash_plainly()
     gc.disable()  # none of what is imported is garbage
     import_twisted()
     from twisted.internet import reactor
