@@ -14,9 +14,11 @@ from common.errors import TransferError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+KEPT = 2  # blocks before the one on its way, for a receiver that lost the end of what was sent
+
 
 class Blocks:
-    """Of the stream of a copy. `at` may be asked for any offset; going on, or asking again, costs nothing more."""
+    """Of the stream of a copy. `at` may be asked for any offset; within the last blocks that costs nothing."""
 
     def __init__(self, path: Path, manifest: transfer.Manifest, size: int) -> None:
         # Imported late: most guests start long before their first copy.
@@ -25,51 +27,63 @@ class Blocks:
         self._path = path
         self._manifest = manifest
         self._source = transfer.Source(path, manifest, direct=True)
-        self._buffers = deque(memoryview(mmap.mmap(-1, size)) for _ in range(2))
+        # Those that were given out, and the one that is filled.
+        self._buffers = deque(memoryview(mmap.mmap(-1, size)) for _ in range(KEPT + 2))
+        self._given: deque[tuple[int, memoryview]] = deque(maxlen=KEPT + 1)  # offset and contents
         self._reader = ThreadPoolExecutor(1)
-        self._next: Future[int] | None = None  # how many bytes are in the first buffer
-        self._offset = 0
-        self._block = self._buffers[0][:0]  # what is on its way; in the last buffer
+        self._next: Future[memoryview] | None = None
+        self._end = 0  # offset of the next
 
     def at(self, offset: int) -> memoryview:
-        """The block that begins at `offset`, empty at the end; valid until the next one is asked for. TransferError."""
-        if offset == self._offset + len(self._block):
-            self._offset, self._block = offset, self._read_next()
-        elif offset != self._offset:
-            self._end_reading()
-            self._source.close()
-            self._source = transfer.Source(self._path, self._manifest, direct=True)
-            try:
-                self._source.skip_to(offset)
-            except OSError as error:
-                raise self._unreadable(error) from None
-            self._offset, self._block = offset, self._read_next()
-        return self._block
+        """The bytes from `offset` to the end of their block, none at the end of all; TransferError.
 
-    def _read_next(self) -> memoryview:
-        future = self._next or self._reader.submit(self._fill, self._buffers[0])
+        Valid until as many more blocks are asked for as are kept.
+        """
+        for start, block in self._given:
+            if start <= offset < start + len(block):
+                return block[offset - start :]
+        if offset != self._end:
+            self._go_to(offset)
+        future = self._next or self._begin_next()
         self._next = None
-        block = self._buffers[0][: future.result()]
-        self._buffers.rotate(1)
+        block = future.result()
         if block:
-            self._next = self._reader.submit(self._fill, self._buffers[0])
+            self._given.append((offset, block))
+            self._end += len(block)
+            self._begin_next()
         return block
 
-    def _fill(self, buffer: memoryview) -> int:
+    def _begin_next(self) -> Future[memoryview]:
+        """Into the buffer of the block that has been given out for the longest."""
+        buffer = self._buffers[0]
+        self._buffers.rotate(-1)
+        self._next = self._reader.submit(self._fill, buffer)
+        return self._next
+
+    def _fill(self, buffer: memoryview) -> memoryview:
         try:
-            return self._source.read_into(buffer)
+            return buffer[: self._source.read_into(buffer)]
         except OSError as error:
             raise self._unreadable(error) from None
 
-    def _unreadable(self, error: OSError) -> TransferError:
-        """Not an error of the network, which would be tried again."""
-        return TransferError(f"{self._path} cannot be read: {error.strerror}")
-
-    def _end_reading(self) -> None:
+    def _go_to(self, offset: int) -> None:
+        """Begin anew there: all that lies before is read again, because the digest needs it."""
         if self._next is not None:
             with contextlib.suppress(TransferError):
                 self._next.result()
             self._next = None
+        self._given.clear()
+        self._source.close()
+        self._source = transfer.Source(self._path, self._manifest, direct=True)
+        try:
+            self._source.skip_to(offset)
+        except OSError as error:
+            raise self._unreadable(error) from None
+        self._end = offset
+
+    def _unreadable(self, error: OSError) -> TransferError:
+        """Not an error of the network, which would be tried again."""
+        return TransferError(f"{self._path} cannot be read: {error.strerror}")
 
     def digest(self) -> str:
         """Of the manifest and all bytes, once `at` has given the empty block."""

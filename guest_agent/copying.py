@@ -43,7 +43,7 @@ TIMEOUT = 30.0  # seconds for one read or write on the socket
 READ = 1024 * 1024
 AHEAD = 2  # buffers of that size
 WAKE = 64 * 1024  # bytes that are worth waking up for
-BLOCK = 4 * 1024 * 1024  # bytes in one upload request
+IN_FLIGHT = 256 * 1024  # bytes that the system takes before the host has them; less than what `Blocks` keeps
 AT_ONCE = 4  # copies; more wait
 MOST_HELD = 512  # under way, waiting, or not yet confirmed
 
@@ -167,7 +167,7 @@ class _Client:
 
         self._errors = (OSError, HTTPException)
         self._address = address
-        self._token = token
+        self._headers = {"Authorization": f"Bearer {token}"}
         self._connection: HTTPConnection | None = None
         self._moved = time.monotonic()
 
@@ -184,14 +184,20 @@ class _Client:
             with contextlib.suppress(OSError):  # closed at this moment by its own thread
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def _ask(self, method: str, what: str, body: bytes | memoryview | None = None, start: int = 0) -> HTTPResponse:
+    def _connected(self) -> HTTPConnection:
         from http.client import HTTPConnection
 
         if self._connection is None:
             self._connection = HTTPConnection(*self._address, timeout=TIMEOUT)
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        self._connection.request(method, f"/{self._token}/{what}", body=body, headers=headers)
-        response = self._connection.getresponse()
+        return self._connection
+
+    def _ask(self, method: str, what: str, body: bytes | None = None, start: int = 0) -> HTTPResponse:
+        headers = self._headers | ({"Range": f"bytes={start}-"} if start else {})
+        self._connected().request(method, what, body=body, headers=headers)
+        return self._answer(method)
+
+    def _answer(self, method: str) -> HTTPResponse:
+        response = self._connected().getresponse()
         if response.status not in ((200, 409) if method != "GET" else (200, 206)):
             text = response.read(2000).decode("utf-8", "replace").strip()
             raise TransferError(text or f"the host's file port answered {response.status}")
@@ -217,7 +223,7 @@ class _Client:
         found: list[bytes] = []
 
         def step() -> bool:
-            found.append(self._ask("GET", "manifest").read(transfer.MAX_MANIFEST + 1))
+            found.append(self._ask("GET", "/manifest").read(transfer.MAX_MANIFEST + 1))
             return True
 
         self._patiently(step)
@@ -250,7 +256,7 @@ class _Client:
                     future.result()
 
         def step() -> bool:
-            response = self._ask("GET", "data", start=sink.offset)
+            response = self._ask("GET", "/data", start=sink.offset)
             assert self._connection is not None
             stream = _Stream(response, self._connection.sock)
             with ThreadPoolExecutor(1) as writer:
@@ -266,62 +272,81 @@ class _Client:
         return digest[-1]
 
     def upload(self, path: Path, manifest: transfer.Manifest) -> str:
-        """Send the host what it lacks, block by block; returns the digest."""
-        blocks = Blocks(path, manifest, BLOCK)
+        """Send the host what it lacks; returns the digest."""
+        blocks = Blocks(path, manifest, READ)
         listing = manifest.to_json()
-        position: list[int] = []
+        position, since = -1, 0.0  # where the host wanted to go on, and since when it did
 
-        def offset_of(response: HTTPResponse) -> int:
-            offset = json.loads(response.read(1000))["offset"]
-            return int(offset)
-
-        def announce() -> bool:
-            position.append(offset_of(self._ask("PUT", "manifest", listing)))
-            return True
+        def where() -> int:
+            nonlocal position, since
+            offset = _offset_of(self._ask("PUT", "/manifest", listing))
+            if offset != position:
+                position, since = offset, time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                raise TransferError(f"the host's file port takes nothing after the first {offset} bytes")
+            return offset
 
         def step() -> bool:
-            while block := blocks.at(position[-1]):
-                answer = self._ask("PUT", f"data?offset={position[-1]}", block)
-                if offset_of(answer) == position[-1] + len(block):
-                    self._moved = time.monotonic()
-                    position.append(position[-1] + len(block))
-                else:
-                    announce()
-            return True
+            offset = where()
+            if offset < manifest.total and self._put_rest(blocks, offset, manifest.total) != manifest.total:
+                raise ConnectionError("the host has not taken all of it")
+            return not blocks.at(manifest.total)
 
         def finish() -> bool:
-            response = self._ask("POST", "done", blocks.digest().encode("ascii"))
+            response = self._ask("POST", "/done", blocks.digest().encode("ascii"))
             response.read()
-            while response.status == HTTPStatus.CONFLICT:  # another host agent, which has what is on its disk
-                announce()
+            if response.status == HTTPStatus.CONFLICT:  # another host agent, which has what is on its disk
                 step()
-                response = self._ask("POST", "done", blocks.digest().encode("ascii"))
-                response.read()
+                return False
             return True
 
         try:
-            self._patiently(announce)
             self._patiently(step)
             self._patiently(finish)
             return blocks.digest()
         finally:
             blocks.close()
 
+    def _put_rest(self, blocks: Blocks, offset: int, total: int) -> int:
+        """Everything from `offset` on, in one request; how much the host then has."""
+        connection = self._connected()
+        connection.putrequest("PUT", "/data", skip_accept_encoding=True)
+        headers = {"Content-Range": f"bytes {offset}-{total - 1}/{total}", "Content-Length": str(total - offset)}
+        for name, value in (self._headers | headers).items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        _wait_in_the_kernel(connection.sock)
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, IN_FLIGHT)
+        while block := blocks.at(offset):
+            connection.sock.sendall(block)
+            offset += len(block)
+            self._moved = time.monotonic()
+        return _offset_of(self._answer("PUT"))
+
+
+def _offset_of(response: HTTPResponse) -> int:
+    return int(json.loads(response.read(1000))["offset"])
+
+
+def _wait_in_the_kernel(sock: socket.socket) -> None:
+    """One system call for each buffer, not two for each packet: with Python's own timeout a socket does not block."""
+    if os.name == "nt":  # which has these options under other meanings, or not
+        sock.settimeout(TIMEOUT)
+        return
+    sock.settimeout(None)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(TIMEOUT), 0))
+
 
 class _Stream:
-    """The body of a response, straight from the socket: one system call for each buffer, not for each packet."""
+    """The body of a response, straight from the socket."""
 
     def __init__(self, response: HTTPResponse, sock: socket.socket) -> None:
         # All that came with the headers, and lies in the response's buffer now.
         self._head = memoryview(response.read1(io.DEFAULT_BUFFER_SIZE))
         self._socket = sock
         self._wait_all = 0 if os.name == "nt" else socket.MSG_WAITALL
-        if not self._wait_all:  # Windows has these options under other meanings, or not
-            sock.settimeout(TIMEOUT)
-            return
-        # With Python's own timeout the socket would not block, and MSG_WAITALL do nothing.
-        sock.settimeout(None)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(TIMEOUT), 0))
+        _wait_in_the_kernel(sock)
 
     def fill(self, view: memoryview, last: bool) -> int:
         """Receive until `view` is full, or what comes before a break; `last` when nothing is to follow soon."""

@@ -1,12 +1,15 @@
 """The host's file port: plain HTTP on twisted.web, one token for each copy, nothing else to see.
 
-    GET  /TOKEN/manifest            what the copy holds (host → guest)
-    GET  /TOKEN/data                its bytes and the digest after them; `Range: bytes=N-` to go on
-    PUT  /TOKEN/manifest            what the guest is going to send; answers {"offset": bytes that are here already}
-    PUT  /TOKEN/data?offset=N       the next block, at most 4 MiB; answers {"offset": …}; 409 when N is not next
-    POST /TOKEN/done                the digest: checked, and the files are put in their place
+    GET  /manifest    what the copy holds (host → guest)
+    GET  /data        its bytes and the digest after them; `Range: bytes=N-` to go on
+    PUT  /manifest    what the guest is going to send; answers {"offset": bytes that are here already}
+    PUT  /data        all bytes from there on, `Content-Range: bytes N-LAST/ALL`; answers {"offset": …}
+    POST /done        the digest: checked, and the files are put in their place; 409 to a host that knows no manifest
 
-A token opens one copy, in one direction, for one guest's connections, until the copy has ended or for `LIFETIME`.
+Each request names its copy by `Authorization: Bearer TOKEN`. A token opens one copy, in one direction, for one guest's
+connections, until the copy has ended or for `LIFETIME`. The bytes that a guest sends are hashed and written as they
+come, and count as soon as they are here: after a break it asks with its manifest where to go on. Bytes that cannot be
+taken break their connection; the next request is told why.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IPushPro
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import CONFLICT, NOT_FOUND, REQUEST_ENTITY_TOO_LARGE, Request
+from twisted.web.http import BAD_REQUEST, CONFLICT, NOT_FOUND, Request
 from zope.interface import implementer
 
 from common import transfer
@@ -33,8 +36,8 @@ from common.errors import VMwrapperError
 from .http_server import HttpServer
 
 LIFETIME = 24 * 3600.0  # seconds
-BLOCK = 4 * 1024 * 1024  # largest body of a PUT of data
-PIECE = 256 * 1024  # bytes that one turn of the reactor reads and sends
+PIECE = 256 * 1024  # bytes that one turn of the reactor reads and sends, and between two words on progress
+UNPROCESSABLE = 422  # the answer is a sentence that tells why
 TIMEOUT = 120.0  # seconds without a byte on a connection
 
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all
@@ -52,6 +55,7 @@ class OpenCopy:
     progress: Progress = attrs.field(repr=False)
     manifest: transfer.Manifest | None = None
     sink: transfer.Sink | None = None
+    failed: str = ""  # why nothing more of it can be taken
     finished: bool = False
     expiry: IDelayedCall | None = None
 
@@ -87,6 +91,7 @@ class FilesService:
             copy.expiry.cancel()
         if copy.sink is not None and not copy.finished:
             copy.sink.discard()
+            copy.sink = None
         elif not copy.inwards and not copy.finished:
             transfer.discard_part(copy.path, copy.copy_id)  # that an earlier host agent received
 
@@ -100,47 +105,92 @@ class FilesService:
 
 
 class _Request(Request):
-    """One request; the last part of the path and the method say what is asked of a copy."""
+    """One request; its path and method say what is asked of a copy."""
 
     _log = Logger()
-    _copy: OpenCopy
+    _copy: OpenCopy | None = None
+    _sink: transfer.Sink | None = None  # that takes the body as it comes
     _received = 0
+    _told = 0  # bytes, by the last word on progress
+    _broken = False
 
     def __init__(self, channel: Any, service: FilesService, guest: str) -> None:
         super().__init__(channel)
         self._service, self._guest = service, guest
 
+    # -- while the body comes
+
     def gotLength(self, length: int | None) -> None:
         self.content = io.BytesIO()  # `handleContentChunk` bounds it; a file on the disk would be twice the work
+        scheme, _, token = (self.getHeader(b"authorization") or b"").decode("ascii", "replace").partition(" ")
+        if scheme == "Bearer":
+            self._copy = self._service.find(token, self._guest)
+        part = self.getHeader(b"content-range")
+        if part is None:
+            return
+        sink = self._copy.sink if self._copy is not None else None
+        if sink is not None and part.startswith(b"bytes %d-" % sink.offset):
+            self._sink, self._told = sink, sink.offset
+        else:
+            self._break()
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Breaks off a body that is larger than anything we asked for."""
+        if self._broken:
+            return
+        if self._sink is not None:
+            self._take(data, self._sink)
+            return
         self._received += len(data)
-        if self._received > max(BLOCK, transfer.MAX_MANIFEST):
-            self.loseConnection()
+        if self._received > transfer.MAX_MANIFEST:
+            self._break()  # larger than anything that we asked for
         else:
             super().handleContentChunk(data)
 
+    def _take(self, data: bytes, sink: transfer.Sink) -> None:
+        copy = self._copy
+        assert copy is not None
+        if copy.sink is not sink:
+            self._break()  # the copy has ended, or goes on over another connection
+            return
+        try:
+            sink.write(data)
+        except VMwrapperError as error:
+            copy.failed = str(error)
+            self._break()
+            return
+        if sink.offset - self._told >= PIECE or sink.offset == sink.total:
+            self._told = sink.offset
+            copy.progress(sink.offset, sink.total)
+
+    def _break(self) -> None:
+        self._broken = True
+        self.loseConnection()
+
+    # -- when all of it is here
+
     def process(self) -> None:
-        token, _, what = self.path[1:].decode("ascii", "replace").partition("/")
-        copy = self._service.find(token, self._guest)
+        if self._broken:
+            return
+        copy = self._copy
         if copy is None:
             self._refuse(NOT_FOUND, "no such copy, or its time is over")
             return
-        self._copy = copy
-        handlers: dict[tuple[str, str, bool], Callable[[], Deferred[bytes] | bytes | None]] = {
-            ("GET", "manifest", True): self._get_manifest,
-            ("GET", "data", True): self._get_data,
-            ("PUT", "manifest", False): self._put_manifest,
-            ("PUT", "data", False): self._put_data,
-            ("POST", "done", False): self._done,
+        if copy.failed:
+            self._refuse(UNPROCESSABLE, copy.failed)
+            return
+        handlers: dict[tuple[bytes, bytes, bool], Callable[[OpenCopy], Deferred[bytes] | bytes | None]] = {
+            (b"GET", b"/manifest", True): self._get_manifest,
+            (b"GET", b"/data", True): self._get_data,
+            (b"PUT", b"/manifest", False): self._put_manifest,
+            (b"PUT", b"/data", False): self._put_data,
+            (b"POST", b"/done", False): self._done,
         }
-        handler = handlers.get((self.method.decode("ascii", "replace"), what, copy.inwards))
+        handler = handlers.get((self.method, self.path, copy.inwards))
         if handler is None or copy.finished:
             self._refuse(NOT_FOUND, "this copy has nothing of that kind")
             return
         try:
-            answer = handler()
+            answer = handler(copy)
         except Exception:
             self._failed(Failure())
             return
@@ -163,32 +213,32 @@ class _Request(Request):
     def _failed(self, failure: Failure) -> None:
         if not failure.check(VMwrapperError):
             self._log.failure("a copy failed", failure)
-        self._refuse(422, str(failure.value))
+        self._refuse(UNPROCESSABLE, str(failure.value))
 
     # -- host → guest
 
-    def _get_manifest(self) -> Deferred[bytes]:
+    def _get_manifest(self, copy: OpenCopy) -> Deferred[bytes]:
         def found(manifest: transfer.Manifest) -> bytes:
-            self._copy.manifest = manifest
+            copy.manifest = manifest
             return manifest.to_json()
 
-        return deferToThread(transfer.scan, self._copy.path).addCallback(found)
+        return deferToThread(transfer.scan, copy.path).addCallback(found)
 
-    def _get_data(self) -> None:
-        if self._copy.manifest is not None:
-            self._send_data(self._copy.manifest)
+    def _get_data(self, copy: OpenCopy) -> None:
+        if copy.manifest is not None:
+            self._send_data(copy, copy.manifest)
             return
 
         # The guest has the manifest from a host agent that is no more.
         def found(manifest: transfer.Manifest) -> None:
-            self._copy.manifest = manifest
-            self._send_data(manifest)
+            copy.manifest = manifest
+            self._send_data(copy, manifest)
 
-        deferToThread(transfer.scan, self._copy.path).addCallback(found).addErrback(self._failed)
+        deferToThread(transfer.scan, copy.path).addCallback(found).addErrback(self._failed)
 
-    def _send_data(self, manifest: transfer.Manifest) -> None:
+    def _send_data(self, copy: OpenCopy, manifest: transfer.Manifest) -> None:
         start = _range_start(self.getHeader(b"range"))
-        source = transfer.Source(self._copy.path, manifest)
+        source = transfer.Source(copy.path, manifest)
         if start > manifest.total:
             raise VMwrapperError(f"the copy has {manifest.total} bytes, and none at {start}")
         if start:
@@ -196,60 +246,44 @@ class _Request(Request):
             self.setHeader(b"content-range", f"bytes {start}-{source.length - 1}/{source.length}".encode("ascii"))
         self.setHeader(b"content-length", str(source.length - start).encode("ascii"))
         if not start:
-            _Streamer(self, source, self._copy)
+            _Streamer(self, source, copy)
             return
         # What lies before `start` is read again for the digest: in a thread, it may be much.
         skipped = deferToThread(source.skip_to, start)
-        skipped.addCallbacks(lambda _: _Streamer(self, source, self._copy), self._failed)
+        skipped.addCallbacks(lambda _: _Streamer(self, source, copy), self._failed)
 
     # -- guest → host
 
-    def _put_manifest(self) -> Deferred[bytes]:
+    def _put_manifest(self, copy: OpenCopy) -> Deferred[bytes]:
         manifest = transfer.Manifest.from_json(self._body())
-        copy = self._copy
-
-        def prepare() -> transfer.Sink:
-            if copy.sink is not None:
-                copy.sink.close()
-            return transfer.Sink(copy.path, manifest, copy.copy_id)
+        if copy.sink is not None:
+            copy.sink.close()
+            copy.sink = None  # what still comes over an earlier connection is not taken
 
         def prepared(sink: transfer.Sink) -> bytes:
+            if copy.sink is not None:
+                copy.sink.close()
             copy.sink = sink
             return _offset(sink)
 
-        return deferToThread(prepare).addCallback(prepared)
+        return deferToThread(transfer.Sink, copy.path, manifest, copy.copy_id).addCallback(prepared)
 
-    def _put_data(self) -> bytes | None:
-        sink = self._copy.sink
-        if sink is None:
-            self._not_next(0)
+    def _put_data(self, copy: OpenCopy) -> bytes | None:
+        if self._sink is None:
+            self._refuse(BAD_REQUEST, "Content-Range has to say which bytes these are")
             return None
-        if self.args is None or self.args.get(b"offset", [b""])[0] != str(sink.offset).encode("ascii"):
-            self._not_next(sink.offset)
-            return None
-        body = self._body()
-        if len(body) > BLOCK:
-            self._refuse(REQUEST_ENTITY_TOO_LARGE, f"a block has at most {BLOCK} bytes")
-            return None
-        sink.write(body)
-        self._copy.progress(sink.offset, sink.total)
-        return _offset(sink)
+        return _offset(self._sink)
 
-    def _not_next(self, offset: int) -> None:
-        self._refuse(CONFLICT, json.dumps({"offset": offset}))
-
-    def _done(self) -> Deferred[bytes] | None:
-        sink = self._copy.sink
-        if sink is None:
-            self._not_next(0)
+    def _done(self, copy: OpenCopy) -> Deferred[bytes] | None:
+        if copy.sink is None:
+            self._refuse(CONFLICT, "this host agent knows no manifest of it")
             return None
-        digest = self._body().decode("ascii", "replace")
 
         def placed(sha256: str) -> bytes:
-            self._copy.finished = True
+            copy.finished = True
             return sha256.encode("ascii")
 
-        return deferToThread(sink.finish, digest).addCallback(placed)
+        return deferToThread(copy.sink.finish, self._body().decode("ascii", "replace")).addCallback(placed)
 
     def _body(self) -> bytes:
         assert self.content is not None
