@@ -31,6 +31,7 @@ class GuestConfig:
     secret: str = attrs.field(repr=False)
     dialect: Dialect = Dialect.STOMP
     proxy: str = ""  # the way to the network, for programs; empty: there is none
+    boots_again: bool = True  # from the same disk; else its disk ends with its memory, and nothing need be flushed
 
     def to_json(self) -> bytes:
         value = {
@@ -45,6 +46,7 @@ class GuestConfig:
             "secret": self.secret,
             "dialect": self.dialect.value,
             "proxy": self.proxy,
+            "boots_again": self.boots_again,
         }
         return json.dumps(value).encode("utf-8")
 
@@ -67,6 +69,7 @@ class GuestConfig:
                 secret=str(value["secret"]),
                 dialect=Dialect(value["dialect"]),
                 proxy=str(value.get("proxy", "")),
+                boots_again=value.get("boots_again") is not False,
             )
         except OSError as error:
             raise ConfigError(

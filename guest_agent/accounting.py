@@ -61,11 +61,17 @@ class Account(Protocol):
 class Accounts(Protocol):
     """One form of counting."""
 
+    def prepare(self) -> None:
+        """There is time now for what the next `open` can do without."""
+
     def open(self, command: str) -> Account:
         """A new account for a command that is about to be started; `command` is its id: letters, digits, `-._`."""
 
     def find(self, place: str, pid: int) -> Account:
         """The account of a program that another process of ours has started."""
+
+    def close(self) -> None:
+        """Nothing is opened any more: what was prepared goes."""
 
 
 def accounts(proc: Path = Path("/proc")) -> Accounts:
@@ -82,11 +88,17 @@ def accounts(proc: Path = Path("/proc")) -> Accounts:
 class JobAccounts:
     """A job object of Windows for each program; it is made by whoever starts the program (`direct.py`)."""
 
+    def prepare(self) -> None:
+        pass
+
     def open(self, command: str) -> Account:
         return JobAccount(f"Local\\vmwrapper-{os.getpid()}-{command}")
 
     def find(self, place: str, pid: int) -> Account:
         return JobAccount(place)
+
+    def close(self) -> None:
+        pass
 
 
 class JobAccount:
@@ -133,28 +145,47 @@ class CgroupAccounts:
         self._otherwise = otherwise
         self._way_home = -1  # its cgroup.procs, open
         self._counts: bool | None = None  # that a group of ours tells what it used; not known yet
+        self._made = 0
+        self._spare: CgroupAccount | None = None
+
+    def prepare(self) -> None:
+        """Have a group for the next program: to make one is a part of what a short program waits for."""
+        if self._spare is None:
+            self._spare = self._make()
 
     def open(self, command: str) -> Account:
+        self.prepare()
+        account, self._spare = self._spare, None
+        return self._otherwise.open(command) if account is None else account
+
+    def close(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+
+    def _make(self) -> CgroupAccount | None:
         if self._counts is False:
-            return self._otherwise.open(command)
-        place = f"{self._parent}/task-{command}"
+            return None
+        self._made += 1
+        place = f"{self._parent}/task-{os.getpid()}-{self._made}"
         try:
             os.mkdir(place)  # noqa: PTH102
-        except OSError:
-            return self._otherwise.open(command)
-        try:
             if self._way_home < 0:
                 self._way_home = os.open(self._home / PROCS, os.O_WRONLY | os.O_CLOEXEC)
             way_in = os.open(f"{place}/{PROCS}", os.O_WRONLY | os.O_CLOEXEC)
+        except FileExistsError:
+            return None  # an earlier keeper's, with an orphan in it
         except OSError:
             _remove(place)
-            return self._otherwise.open(command)
+            if self._counts is None:
+                self._counts = False  # what we may not do once is not tried for each program
+            return None
         account = CgroupAccount(place, way_in, self._way_home)
         if self._counts is None:
             self._counts = cpu_times(place) is not None
         if not self._counts:
             account.close()
-            return self._otherwise.open(command)
+            return None
         return account
 
     def find(self, place: str, pid: int) -> Account:
@@ -221,6 +252,9 @@ class ProcessAccounts:
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
 
+    def prepare(self) -> None:
+        pass
+
     def open(self, command: str) -> Account:
         return ProcessAccount(self._proc)
 
@@ -228,6 +262,9 @@ class ProcessAccounts:
         account = ProcessAccount(self._proc)
         account.started(pid)
         return account
+
+    def close(self) -> None:
+        pass
 
 
 class ProcessAccount:

@@ -47,6 +47,7 @@ def build_guest_agent(reactor: Any, config: GuestConfig, home: Path, ground: Gro
     broker = BrokerLink(reactor, config.brokers, config.credentials, [queue], events=agent, dialect=config.dialect)
     link = Link(reactor, new_session(), agent.transmit, agent.deliver)
     journal = ground.journal
+    journal.lasting = config.boots_again
     runner = Runner(reactor, home, journal, link, agent.keeper_lost, _environment(config), ground.accounts)
     copier = Copier(reactor, home, config.files, journal, link)
     presence = Presence(reactor, config, runner.running, agent.beacon)

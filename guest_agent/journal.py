@@ -17,7 +17,13 @@ COMPACT_AFTER = 2000  # lines of forgotten commands
 
 
 class Journal:
-    """`commands` of one guest, by id: None while accepted, a result's fields once ended. `copies`: those that ended."""
+    """`commands` of one guest, by id: None while accepted, a result's fields once ended. `copies`: those that ended.
+
+    What is noted survives the agent. Where `lasting` it survives a power cut after a `flush`, too; a machine whose disk
+    ends with its memory has nothing to survive.
+    """
+
+    lasting = True
 
     def __init__(self, path: Path) -> None:
         self._log = LineLog(path)
@@ -55,16 +61,17 @@ class Journal:
 
     def flush(self) -> None:
         """All that was noted survives a power cut. OSError: it may not."""
-        self._log.flush()
+        if self.lasting:
+            self._log.flush()
 
     def keeper_of(self, command: str) -> str:
         """Which keeper was going to run it."""
         return self._keepers.get(command, "")
 
     def ended(self, command: str, result: dict[str, Any]) -> None:
-        """Note how it ended, before the host is told. OSError: a restart would report it lost.
+        """Note how it ended. OSError: a restart of agent and keeper would report it lost.
 
-        Not flushed: it survives the agent, and after a power cut of the guest in this moment it is reported lost.
+        Not flushed: after a power cut of the guest in this moment it is reported lost.
         """
         self.commands[command] = result
         self._log.append({"id": command, "is": "ended", "result": result}, flush=False)

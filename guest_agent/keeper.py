@@ -112,6 +112,7 @@ class Keeper:
             if self._agent is None and self._idle_for(now) >= self._patience:
                 self._quit = True
         self._kill_all()
+        self._accounts.close()
         with contextlib.suppress(OSError):
             self._path.unlink()
 
@@ -331,6 +332,7 @@ class Keeper:
             self._after(STRAGGLER_GRACE, lambda: self._drop_stragglers(command))
         self._maybe_tell_end(command)
         command.account.close()  # the host need not wait for that
+        self._accounts.prepare()
 
     def _drop_stragglers(self, command: Child) -> None:
         """A process that the program left behind holds its output open: do not wait for it for ever."""

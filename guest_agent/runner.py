@@ -3,7 +3,8 @@
     ACCEPTED ──started──▶ RUNNING ──ended──▶ ENDED ──CONFIRM──▶ (forgotten)
         └──refused, or ended within a moment───┘
 
-A command is in the journal before the keeper hears of it, and its result before the host does.
+A command is in the journal before the keeper hears of it. Its result is there after the host was told: until then the
+keeper has it, and would tell it again.
 """
 
 from __future__ import annotations
@@ -312,13 +313,13 @@ class Runner:
             self._link.send(Output(command.run.command, stream, offset + start, piece), acknowledged if last else None)
 
     def _end(self, command: str, result: Result) -> None:
+        self._adopt_result(command, result)
+        if self._commands[command].sending:
+            self._link.send(result)
         try:
             self._journal.ended(command, attrs.asdict(result, filter=lambda field, _: field.name != "command"))
         except OSError as error:
             self._log.warn("the end of {id} is not in the journal: {error}", id=command, error=error)
-        self._adopt_result(command, result)
-        if self._commands[command].sending:
-            self._link.send(result)
         self._log.info(
             "{command}: {outcome} {detail}",
             command=command,

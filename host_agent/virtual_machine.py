@@ -143,6 +143,8 @@ class VirtualMachine:
         broker: BrokerAccess,
         services: dict[int, IProtocolFactory],
         changed: Callable[[MachineState, str], None],
+        *,
+        boots_again: bool = True,
     ) -> MachineSpec:
         """What its hypervisor has to know. `gateway` is this host's address, as the guest sees it."""
         config = GuestConfig(
@@ -155,6 +157,7 @@ class VirtualMachine:
             files=f"http://{gateway}:{FILES_PORT}",
             dialect=broker.dialect,
             proxy=f"http://{gateway}:{OUTWARD_PORT}" if self.outward is not None else "",
+            boots_again=boots_again,
         )
         if self.outward is not None:
             services = {**services, OUTWARD_PORT: self.outward}

@@ -283,8 +283,14 @@ class VirtualMachines:
         def changed(state: MachineState, reason: str) -> None:
             self._state_changed(vm, state, reason)
 
-        gateway = self._hypervisor.guest_gateway
-        return vm.spec(gateway, self._broker, self._services_for(vm.guest), changed)
+        hypervisor = self._hypervisor
+        return vm.spec(
+            hypervisor.guest_gateway,
+            self._broker,
+            self._services_for(vm.guest),
+            changed,
+            boots_again=hypervisor.capabilities.boots_again,
+        )
 
     async def _give_up(self, vm: VirtualMachine, error: Exception, deadline: float) -> VMFailed:
         """Remove what there is of it; returns why."""

@@ -52,8 +52,13 @@ class QemuHypervisor:
 
     name = "qemu"
     # States need descriptors that go to QEMU through its monitor's socket; Windows has no such thing.
+    # A VM ends with its kernel, and what brings it back, a state, has the memory that belongs to the disk.
     capabilities = Capabilities(
-        save_state=not WINDOWS, live_snapshot=not WINDOWS, clone_from_template=not WINDOWS, adopt=not WINDOWS
+        save_state=not WINDOWS,
+        live_snapshot=not WINDOWS,
+        clone_from_template=not WINDOWS,
+        adopt=not WINDOWS,
+        boots_again=False,
     )
     guest_gateway = gateway()
 

@@ -184,6 +184,7 @@ def test_a_guests_settings_survive_the_way_to_it(tmp_path: Path, tls: Tls | None
         files="http://10.0.2.100:61614",
         secret="secret",
         dialect=Dialect.RABBITMQ,
+        boots_again=False,
     )
     file = tmp_path / "config.json"
     file.write_bytes(config.to_json())

@@ -113,7 +113,7 @@ def test_a_group_counts_what_its_kernel_says(fake_groups: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "mkdir", mkdir)
     form = CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts())
     account = form.open("c-1")
-    assert account.place == str(fake_groups.parent / "task-c-1")
+    assert account.place == str(fake_groups.parent / f"task-{os.getpid()}-1")
     with account.starting():
         assert Path(account.place, "cgroup.procs").read_text() == "0"  # we are in it
     assert (fake_groups / "cgroup.procs").read_text() == "0"  # and back
@@ -125,9 +125,35 @@ def test_a_group_counts_what_its_kernel_says(fake_groups: Path, monkeypatch: pyt
 
 
 def test_without_a_group_there_is_still_an_account(fake_groups: Path) -> None:
-    fake_groups.parent.chmod(0o500)
-    (fake_groups.parent / "task-c-1").touch()  # root may write anywhere
-    assert CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts()).open("c-1").place == ""
+    absent = fake_groups.parent / "absent"
+    form = CgroupAccounts(fake_groups, absent, ProcessAccounts())
+    assert form.open("c-1").place == ""
+    absent.mkdir()
+    assert form.open("c-2").place == "", "what may not be done once is not tried for each program"
+
+
+def test_the_next_group_is_made_when_there_is_time(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = os.mkdir
+
+    def mkdir(path: str) -> None:
+        made(path)
+        Path(path, "cpu.stat").write_text("usage_usec 3500000\nuser_usec 2500000\nsystem_usec 1000000\n")
+        Path(path, "cgroup.procs").touch()
+
+    (fake_groups.parent / f"task-{os.getpid()}-2").mkdir()  # of another keeper, which had this number
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    form = CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts())
+    first = form.open("c-1")
+    form.prepare()
+    form.prepare()
+    assert form.open("c-2").place.endswith("-3")
+    form.prepare()
+    spare = fake_groups.parent / f"task-{os.getpid()}-4"
+    for file in list(spare.iterdir()):
+        file.unlink()  # a real group's go with it
+    form.close()
+    assert not spare.exists()
+    assert first.place.endswith("-1")
 
 
 def test_a_group_that_counts_nothing_is_not_used(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import line_log
 from guest_agent import journal
 from guest_agent.journal import Journal
 
@@ -63,3 +64,17 @@ def test_which_keeper_was_going_to_run_a_command_is_known(tmp_path: Path, monkey
         first.forgotten("c-3")
     again = Journal(tmp_path / "j")
     assert [again.keeper_of(command) for command in ("c-1", "c-2", "c-3")] == ["k-1", "k-2", ""]
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_disk_that_ends_with_its_memory_need_not_be_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasting: bool
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(line_log, "_sync", synced.append)
+    journal = Journal(tmp_path / "j")
+    journal.lasting = lasting
+    journal.accepted("c-1", "keeper")
+    journal.flush()
+    assert bool(synced) is lasting
+    assert Journal(tmp_path / "j").commands == {"c-1": None}, "the agent's own death it survives"

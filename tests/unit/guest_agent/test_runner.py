@@ -93,3 +93,14 @@ def test_a_keeper_that_is_lost_before_the_start(guest: Guest) -> None:
     guest.clock.advance(0)
     assert guest.told.ops == []
     assert [(type(each), getattr(each, "outcome", "")) for each in guest.told.said] == [(Result, "lost")]
+
+
+def test_the_host_hears_of_an_end_before_the_journal(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest.runner.run(Run("c-1", ("true",)))
+    guest.clock.advance(0)
+    noted: list[list[Any]] = []
+    monkeypatch.setattr(guest.journal, "ended", lambda command, result: noted.append(list(guest.told.said)))
+    guest.runner.kept({"id": "c-1", "op": "ended", "pid": 7, "outcome": "exited", "exit_code": 0}, b"")
+    result = Result("c-1", "exited", exit_code=0, pid=7)
+    assert noted == [[result]]
+    assert guest.told.said == [result]
