@@ -32,7 +32,7 @@ def is_alive(identity: Identity) -> bool:
         return False  # nobody
     if not isinstance(began, str):
         return _is_alive_by_time(pid, began)
-    boot = _boot()
+    boot = boot_id()
     if boot and not began.startswith(f"{boot}:"):
         return False
     try:
@@ -46,16 +46,17 @@ def is_alive(identity: Identity) -> bool:
 
 def start_mark(pid: int) -> str:
     """Something that tells this process from a later one with the same number; empty where there is no /proc."""
-    found, boot = read_stat(pid), _boot()
+    found, boot = read_stat(pid), boot_id()
     return f"{boot}:{found.start}" if boot and found is not None and found.alive else ""
 
 
 def same_boot(mark: str) -> bool:
     """Whether a mark was made since this computer was started."""
-    return bool(mark) and mark.partition(":")[0] == _boot()
+    return bool(mark) and mark.partition(":")[0] == boot_id()
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """The name of this start of the computer; empty where the system gives it none."""
     try:
         return (PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:

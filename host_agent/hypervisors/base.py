@@ -182,6 +182,14 @@ class Reachable(Protocol):
     def reach(self, port: int) -> Deferred[Door]: ...
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A `Hypervisor` whose driver keeps what it has found out about this host, for the host agents to come."""
+
+    def look_anew(self) -> None:
+        """The next look at the requirements counts on nothing of that, and its finding takes the place of it."""
+
+
 class Hypervisor(Protocol):
     """A program on this host that runs VMs."""
 

@@ -61,6 +61,12 @@ class HostLine:
             for waiter in waiters:
                 waiter.callback(None)
 
+    def ended(self, failure: Exception) -> None:
+        """So has its QEMU: who waits for the guest waits in vain."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.errback(failure)
+
     def connected(self, connection: _Connection) -> None:
         self._connection = connection
         due, self._due = self._due, None

@@ -15,11 +15,15 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
+from .cpu_time import CpuTime
 from .helper_process import HelperProcess, exit_status
 from .qemu_options import KVM
+from .refusal import Refusal
 
 DEVICE = Path("/dev/kvm")
 DEADLINE = 3.0  # seconds; where KVM works the probe ends within a tenth of one
+AT_WORK = 1.0  # seconds of CPU time: a probe that has used less in all that time stood in a queue
+GAVE_UP = "it gave up on a guest: "
 _TURNS = 1 << 25  # of its loop: a hundredth of a second on a processor, a sixth in QEMU's own emulation
 _EXIT_STATUS = 33  # (0x10 << 1) | 1, as QEMU's isa-debug-exit device makes it
 
@@ -39,19 +43,25 @@ def remedy(why_not: str) -> str:
         return "switch on virtualisation in the firmware, then: modprobe kvm_intel, or kvm_amd"
     if why_not.startswith(str(DEVICE)):
         return "be a member of the group kvm, and log in anew"
-    return "end other hypervisors; a host that is itself a VM needs nested virtualisation"
+    if why_not.startswith(GAVE_UP):
+        return "start this computer anew, or let vmctl doctor look whether it works"
+    return "end other hypervisors; a host that is itself a VM needs nested virtualisation; then: vmctl doctor"
 
 
 class KvmProbe:
-    """Asks once and remembers. `why_not()` fires with "" where the accelerator works, else with the reason."""
+    """Asks once and remembers. What took long to find out, or cost a guest, the next host agents remember, too."""
 
     def __init__(self, reactor: Any, qemu: str, accelerator: tuple[str, ...] = KVM) -> None:
         self._reactor = reactor
         self._qemu = qemu
         self._accelerator = accelerator
+        self._refusal = Refusal(qemu, accelerator)
         self._answer: str | None = None
 
-    def why_not(self) -> Deferred[str]:
+    def why_not(self, anew: bool = False) -> Deferred[str]:
+        """Fires with "" where the accelerator works, else with the reason. `anew`: nobody's memory counts."""
+        if anew:
+            self._answer = None
         if self._answer is None and self._accelerator is KVM:
             if not DEVICE.exists():
                 self._answer = f"this host has no {DEVICE}"
@@ -60,15 +70,29 @@ class KvmProbe:
                     DEVICE.open("r+b").close()
                 except OSError as error:
                     self._answer = f"{DEVICE}: {error.strerror}"
+        if self._answer is None and not anew:
+            self._answer = self._refusal.read() or None
         if self._answer is not None:
             return succeed(self._answer)
-        return self._boot().addCallback(self._remember)
+        return self._boot().addCallback(self._remember, anew)
 
-    def _remember(self, answer: str) -> str:
-        self._answer = answer
-        return answer
+    def gave_up(self, words: str) -> None:
+        """It passed the probe, and then did that to a guest: it gets no other one until this computer starts anew."""
+        self._answer = f"{GAVE_UP}{words}"
+        self._refusal.keep(self._answer)
 
-    def _boot(self) -> Deferred[str]:
+    def _remember(self, ended: tuple[str, bool], anew: bool) -> str:
+        answer, at_work = ended
+        if self._answer is None:  # else a guest was quicker to show it
+            self._answer = answer
+            if at_work:
+                self._refusal.keep(answer)
+            elif anew and not answer:
+                self._refusal.forget()
+        return self._answer
+
+    def _boot(self) -> Deferred[tuple[str, bool]]:
+        """Why not, and whether it was at work until its time was over."""
         directory = tempfile.TemporaryDirectory(prefix="vmwrapper-kvm-")
         kernel = Path(directory.name) / "probe"
         kernel.write_bytes(_probe_kernel())
@@ -78,24 +102,28 @@ class KvmProbe:
         probe = _Probe(self._reactor)
         self._reactor.spawnProcess(probe, argv[0], argv, env=None)
 
-        def clean(answer: str) -> str:
+        def clean(ended: tuple[str, bool]) -> tuple[str, bool]:
             directory.cleanup()
-            return answer
+            return ended
 
         return probe.ended.addCallback(clean)
 
 
 class _Probe(HelperProcess):
     def __init__(self, reactor: Any) -> None:
-        self.ended: Deferred[str] = Deferred()
+        self.ended: Deferred[tuple[str, bool]] = Deferred()
         self._late = reactor.callLater(DEADLINE, self._too_late)
+        self._at_work = False
 
     def _too_late(self) -> None:
         self._errors = f"a probe did not boot within {DEADLINE:.0f} s".encode()
+        used = CpuTime().look(self.transport.pid if self.transport is not None else None)
+        self._at_work = used >= AT_WORK
         self.kill()
 
     def processEnded(self, reason: Failure) -> None:
         if self._late.active():
             self._late.cancel()
         works = exit_status(reason) == _EXIT_STATUS
-        self.ended.callback("" if works else (self.lines or ["a probe did not boot"])[0])
+        answer = "" if works else (self.lines or ["a probe did not boot"])[0]
+        self.ended.callback((answer, self._at_work and not works))

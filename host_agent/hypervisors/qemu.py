@@ -17,13 +17,14 @@ import psutil
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.utils import getProcessOutputAndValue
+from twisted.logger import Logger
 
 from host_agent.ledger import LedgerEntry, grace_time, ledger_dir, other_owner
 
 from .base import Capabilities, HeldByAnother, HypervisorError, Machine, MachineSpec, Requirement
-from .kvm import KvmProbe, remedy
+from .kvm import GAVE_UP, KvmProbe, remedy
 from .process_end import process_end
-from .qemu_machine import QemuMachine
+from .qemu_machine import Clone, QemuMachine
 from .qemu_options import (
     ARCHITECTURE,
     GATEWAY,
@@ -33,6 +34,7 @@ from .qemu_options import (
     QEMU_IMG,
     REMEDY,
     TCG,
+    emulated,
     find_program,
     program,
 )
@@ -45,6 +47,7 @@ __all__ = ["GATEWAY", "QEMU", "QemuHypervisor"]
 
 FREE_MEMORY_MB = 512  # under which a VM will not do well
 OWNER_ENDS = 30.0  # seconds for a host agent that lets go of its VMs to be gone
+_HARDWARE = NAMES[HARDWARE].split()[-1]
 
 
 class QemuHypervisor:
@@ -61,14 +64,19 @@ class QemuHypervisor:
         boots_again=False,
     )
     guest_gateway = gateway()
+    _log = Logger()
 
     def __init__(self, reactor: Any, grace: float | None = None, warm: bool | None = None) -> None:
         self._reactor = reactor
         self._grace = grace_time() if grace is None else grace
         wanted = os.environ.get("VMWRAPPER_WARM_START", "1") != "0" if warm is None else warm
         self._warm = wanted and self.capabilities.clone_from_template
-        self._templates = Templates(reactor)
+        self._templates = Templates(reactor, self._gave_up)
         self._kvm: KvmProbe | None = None
+        self._anew = False
+
+    def look_anew(self) -> None:
+        self._anew = True
 
     def requirements(self) -> Deferred[list[Requirement]]:
         return Deferred.fromCoroutine(self._requirements())
@@ -84,10 +92,10 @@ class QemuHypervisor:
             met = bool(words)
             found.append(Requirement(name, met, words or ("does not run" if path else "not found"), REMEDY))
         if found[0].met:
-            why_not = await self._accelerator()
+            anew, self._anew = self._anew, False
+            why_not = await self._probe().why_not(anew)
             words = "works" if not why_not else f"cannot be used: {why_not}; VMs run emulated, about ten times slower"
-            name = NAMES[HARDWARE].split()[-1]
-            found.append(Requirement(name, not why_not, words, remedy(why_not), fatal=False))
+            found.append(Requirement(_HARDWARE, not why_not, words, remedy(why_not), fatal=False))
         if WINDOWS:
             words = "guests reach this computer's own services, and the internet"
             found.append(Requirement("network", False, words, "give VMs only programs that you trust", fatal=False))
@@ -96,10 +104,17 @@ class QemuHypervisor:
         found.append(Requirement("free memory", free >= FREE_MEMORY_MB, f"{free} MB", less, fatal=False))
         return found
 
-    def _accelerator(self) -> Deferred[str]:
+    def _probe(self) -> KvmProbe:
         if self._kvm is None:
             self._kvm = KvmProbe(self._reactor, program(QEMU), HARDWARE)
-        return self._kvm.why_not()
+        return self._kvm
+
+    def _gave_up(self, words: str) -> None:
+        """On a guest: the next ones are emulated, here and with the host agents to come."""
+        with contextlib.suppress(HypervisorError):  # an adopted VM's, and QEMU is being replaced at this moment
+            self._probe().gave_up(words)
+        cannot = f"{_HARDWARE} cannot be used: {GAVE_UP}{words}"
+        self._log.warn("this host: {cannot}; VMs run emulated from now on", cannot=cannot)
 
     def create(self, spec: MachineSpec) -> Deferred[Machine]:
         return Deferred.fromCoroutine(self._create(spec))
@@ -112,9 +127,9 @@ class QemuHypervisor:
         program(QEMU_IMG)
         ledger = LedgerEntry(spec.instance, spec.directory)
         machine = QemuMachine(self._reactor, spec, ledger, States(spec.directory), self._grace)
+        machine.gave_up = self._gave_up
         try:
-            machine.accelerator = await self._best()
-            clone = await self._templates.clone_for(spec, machine.accelerator) if self._warm else None
+            clone = await self._choose(machine)
             if clone is None or not await machine.make_from(clone):
                 await machine.make_disk(spec.image.disk)
         except BaseException:
@@ -122,8 +137,17 @@ class QemuHypervisor:
             raise
         return machine
 
-    async def _best(self) -> tuple[str, ...]:
-        return HARDWARE if not await self._accelerator() else TCG
+    async def _choose(self, machine: QemuMachine) -> Clone | None:
+        """What drives a new VM, and what it starts from. A template's guest may be the one that the accelerator gives
+        up on: then another choice follows, and no third, for it is remembered."""
+        while True:
+            why_not = await self._probe().why_not()
+            machine.accelerator = TCG if why_not else HARDWARE
+            if why_not.startswith(GAVE_UP):
+                machine.remark = f", for {_HARDWARE} cannot be used: {why_not}"
+            clone = await self._templates.clone_for(machine.spec, machine.accelerator) if self._warm else None
+            if clone is not None or emulated(machine.accelerator) or not await self._probe().why_not():
+                return clone
 
     def adopt(self, spec: MachineSpec) -> Deferred[Machine | None]:
         return Deferred.fromCoroutine(self._adopt(spec))
@@ -138,9 +162,12 @@ class QemuHypervisor:
         states = States.load(spec.directory)
         place = ledger_dir() / spec.instance
         machine = QemuMachine(self._reactor, spec, place, states, self._grace)
+        machine.gave_up = self._gave_up
         if await machine.take_over():
-            if machine.pid is None:
-                machine.accelerator = await self._best()
+            if machine.pid is None and not machine.given_up:
+                why_not = await self._probe().why_not()
+                # That it gave up on another VM's guest is no reason to lose states that need it; others do not ask.
+                machine.accelerator = HARDWARE if not why_not or why_not.startswith(GAVE_UP) else TCG
             return machine
         shutil.rmtree(spec.directory, ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)

@@ -28,6 +28,7 @@ from .qemu_memory import PAUSED_DEADLINE, STATE_DEADLINE, Refused
 from .qemu_options import MemoryFile, accelerator_of, emulated, how_it_runs, program
 from .qemu_packing import ZSTD, Compressor, Packing
 from .qemu_states import State, States, run_tool, sync
+from .qemu_stuck import FOR_GOOD
 from .qemu_vm import START_DEADLINE, QemuVm
 from .qemu_wiring import new_process
 from .qmp import QMP
@@ -60,6 +61,7 @@ class QemuMachine(QemuVm):
         super().__init__(reactor, spec, ledger, grace)
         self._states = states
         self._clone: Clone | None = None
+        self.remark = ""  # on how it runs
         self.stood_still = 0.0  # seconds, of the guest during its last snapshot
 
     # -- making
@@ -97,7 +99,7 @@ class QemuMachine(QemuVm):
             return
         if self.state is not MachineState.DEFINED:
             raise HypervisorError(f"the VM {self.spec.name} is {self.state.value} and cannot be started")
-        how = how_it_runs(self.accelerator)
+        how = how_it_runs(self.accelerator) + self.remark
         if self._clone is not None and await self._start_clone(self._clone, f"from a template, {how}"):
             return
         config = self.spec.directory / CONFIG
@@ -175,7 +177,10 @@ class QemuMachine(QemuVm):
         elif self._states.current is not None:
             self.state = MachineState.SAVED
         self._left = False
-        return self._process is not None or bool(self._states)
+        found = self._process is not None or bool(self._states)
+        if not found:
+            await self._close()
+        return found
 
     async def _see_how_it_stands(self) -> None:
         self.state = MachineState.STARTING
@@ -185,7 +190,8 @@ class QemuMachine(QemuVm):
             await ready.addTimeout(START_DEADLINE, self._reactor)
             qmp = self._steered()
             status, intent = (await qmp.execute("query-status"))["status"], self._intent()
-            unfinished = status in ("inmigrate", "prelaunch", "internal-error", "io-error", "guest-panicked")
+            self._stuck = status if status in FOR_GOOD else ""
+            unfinished = status in ("inmigrate", "prelaunch", "io-error", *FOR_GOOD)
             unfinished = unfinished or (status == "paused" and intent is MachineState.STARTING)
             if unfinished or self._states.current is not None:
                 # The agent died while it restored or saved the VM: what is on the disk is whole.

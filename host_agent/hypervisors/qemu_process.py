@@ -43,9 +43,14 @@ class HowItEnded:
     cpu_seconds: float | None
 
     def __str__(self) -> str:
-        lines = [line for line in self.errors.strip().splitlines() if TRIES_AGAIN not in line]
+        lines = self.lines
         how = f"QEMU was killed by signal {self.signal}" if self.signal else f"QEMU ended with status {self.status}"
         return f"{how}: {lines[-1]}" if lines else how
+
+    @property
+    def lines(self) -> list[str]:
+        """What it said that has to do with its end."""
+        return [line for line in self.errors.strip().splitlines() if TRIES_AGAIN not in line]
 
 
 class QemuProcess:

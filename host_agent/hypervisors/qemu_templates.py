@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,9 @@ class Templates:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, gave_up: Callable[[str], None] = lambda words: None) -> None:
         self._reactor = reactor
+        self._gave_up = gave_up
         self._version = ""
         self._making: dict[str, list[Deferred[None]]] = {}
 
@@ -127,7 +128,7 @@ class Templates:
             on_state=lambda state, reason: None,
         )
         machine = QemuMachine(self._reactor, own, LedgerEntry(own.instance, work), States(work), grace=0.0)
-        machine.accelerator = accelerator
+        machine.accelerator, machine.gave_up = accelerator, self._gave_up
         new = place.with_name(f"{key}.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)

@@ -33,6 +33,7 @@ from .qemu_disk import Disk
 from .qemu_memory import Memory
 from .qemu_options import NETWORK, TCG, MemoryFile, command_line
 from .qemu_process import KILLED, HowItEnded
+from .qemu_stuck import FOR_GOOD, accelerator_words, sentence
 from .qemu_wiring import HOST_LINE, MONITOR, Process, new_process, wiring
 from .qmp import QMP
 
@@ -55,6 +56,7 @@ class QemuVm:
         self.spec = spec
         self.state = MachineState.DEFINED
         self.accelerator: tuple[str, ...] = TCG
+        self.gave_up: Callable[[str], None] = lambda words: None  # told when the accelerator does, with QEMU's words
         self._reactor = reactor
         self._ledger = ledger if isinstance(ledger, LedgerEntry) else None
         self._place = ledger.path if isinstance(ledger, LedgerEntry) else ledger
@@ -72,6 +74,8 @@ class QemuVm:
         self._busy = False  # one is under way: what QEMU says of pauses is its doing
         self._asked_to_end: MachineState | None = None  # the state that an end which we want leads to
         self._guest_ended = ""  # QEMU's reason in its SHUTDOWN event
+        self._stuck = ""  # the run state that it never leaves
+        self.given_up = ""  # what has become of such a guest, once it has ended
         self._stalled = ""  # why QEMU is about to stop the guest by itself
         self._killed_for_memory = oom_kills()  # on this host, before
         self._cpu_time = CpuTime()
@@ -123,7 +127,7 @@ class QemuVm:
         """Start QEMU and wait until it answers. `after` is the state that an end is to lead to."""
         if self._destroying:
             raise HypervisorError(f"the VM {self.spec.name} is being removed")
-        self._asked_to_end, self._guest_ended = after, ""
+        self._asked_to_end, self._guest_ended, self._stuck, self.given_up = after, "", "", ""
         self._killed_for_memory = oom_kills()
         self._intend(MachineState.STARTING)
         self._change(MachineState.STARTING, how)
@@ -149,7 +153,9 @@ class QemuVm:
                 self._process = None
                 self._change(MachineState.CRASHED, str(error))
             raise
-        assert self._qmp is not None
+        await self._see_why_it_stands(asked=True)  # it may have run for a moment in which nobody heard of it
+        if self._qmp is None or self._stuck:
+            raise HypervisorError(f"the VM {self.spec.name} did not start: {self.given_up or 'it has ended'}")
         return self._qmp
 
     def _listen(self) -> None:
@@ -188,23 +194,44 @@ class QemuVm:
         elif name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
             full = "this computer's disk is full" if data.get("nospace") else "this computer's disk fails"
             self._stalled = f"{full}: {data.get('reason') or 'the guest cannot write'}"
-        elif name == "STOP" and self._busy:
-            self._stopped_at = self._reactor.seconds()
+        elif name == "STOP":
+            if self._busy:
+                self._stopped_at = self._reactor.seconds()
+            elif self._stalled and self.state is MachineState.RUNNING:
+                stalled, self._stalled = self._stalled, ""
+                self._change(MachineState.PAUSED, stalled)
+            seeing = Deferred.fromCoroutine(self._see_why_it_stands(asked=self._busy))
+            seeing.addErrback(lambda failure: self._log.failure("{name}", failure, name=self.spec.name))
         elif name == "MIGRATION":
             self._memory.now(str(data.get("status")))
         elif self._busy:
             pass
-        elif name == "STOP" and self.state is MachineState.RUNNING:
-            self._change(MachineState.PAUSED, self._stalled)
-            self._stalled = ""
         elif name == "RESUME" and self.state is MachineState.PAUSED:
             self._change(MachineState.RUNNING)
+
+    async def _see_why_it_stands(self, *, asked: bool) -> None:
+        """QEMU stops a guest when we ask for it, when something is in its way, and for good when it knows no way on:
+        its event does not say which. `asked`: an operation of ours that does so is under way."""
+        qmp = self._qmp
+        try:
+            status = (await self._steered().execute("query-status"))["status"]
+        except HypervisorError:  # it has ended; or it hangs, which the next who asks it sees
+            return
+        if self._qmp is not qmp:
+            return
+        if status in FOR_GOOD:
+            self._stuck = status
+            await self._end()
+        elif status != "running" and not asked and not self._busy and self.state is MachineState.RUNNING:
+            self._change(MachineState.PAUSED, f"QEMU stopped the guest ({status})")
 
     def _ended(self, how: HowItEnded) -> None:
         self._process = self._qmp = None
         used = how.cpu_seconds if how.cpu_seconds is not None else self._cpu_time.seconds
         self._cpu_time = CpuTime()
         self._used(used)
+        if self._stuck:
+            self._give_up(how)
         state, words = self._how_it_ended(how)
         failure = HypervisorError(f"the VM {self.spec.name} ended" + (f": {words}" if words else ""))
         ready, self._ready = self._ready, None
@@ -213,13 +240,23 @@ class QemuVm:
         if ready is not None:
             ready.errback(HypervisorError(f"the VM {self.spec.name} did not start: {words or 'it was ended'}"))
         self._memory.end(failure)
+        self._host_line.ended(failure)
         for waiter in gone:
             waiter.callback(None)
 
     def _used(self, cpu_seconds: float) -> None:
         """A process has ended that used these."""
 
+    def _give_up(self, how: HowItEnded) -> None:
+        """It was stuck; an accelerator that brought it there is not this VM's any more."""
+        self.given_up = sentence(self._stuck, self.accelerator, how.lines)
+        if words := accelerator_words(self._stuck, self.accelerator, how.lines):
+            self.accelerator = TCG
+            self.gave_up(words)
+
     def _how_it_ended(self, how: HowItEnded) -> tuple[MachineState, str]:
+        if self.given_up and self._asked_to_end is not MachineState.SAVED:  # which it was before
+            return MachineState.CRASHED, self.given_up
         if self._asked_to_end is not None:
             return self._asked_to_end, ""
         if self._guest_ended == "guest-shutdown":

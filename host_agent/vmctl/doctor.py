@@ -68,7 +68,7 @@ def _host(name: str) -> list[Requirement]:
     from twisted.python.failure import Failure
 
     from host_agent.doctor import look
-    from host_agent.hypervisors.base import Requirement
+    from host_agent.hypervisors.base import Remembering, Requirement
 
     found: list[Requirement] = []
 
@@ -80,6 +80,8 @@ def _host(name: str) -> list[Requirement]:
         reactor.stop()
 
     hypervisor = make_hypervisor(name, reactor)
+    if isinstance(hypervisor, Remembering):  # who asks wants to know what is so now, and may just have put it right
+        hypervisor.look_anew()
 
     def begin() -> None:
         looking = Deferred.fromCoroutine(look(hypervisor, Path.cwd()))

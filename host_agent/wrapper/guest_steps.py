@@ -72,6 +72,8 @@ class GuestSteps:
     _is_left: bool = False  # the next wrapper goes on with it
     _retried: bool = False  # a VM failed, and the task has begun anew in another one
     _switched_off: bool = False  # by its guest, that VM
+    _resumed: str = ""  # the instance of the VM that was last to go on
+    _useless: str = ""  # one that cannot
     _end: TaskEnd | None = None
     _error: TaskError | None = None
 
@@ -162,7 +164,9 @@ class GuestSteps:
         if call == "stop_vm" and error.code == "no_vm":
             return  # another task of the group was quicker
         text, passing = sentence(call, what, error), is_passing(call, error)
-        if error.code in VM_FAILED:
+        if call == "resume_vm":  # a saved one may need what this computer has no more; a paused one hangs
+            self._useless = self._resumed
+        if error.code in VM_FAILED or call == "resume_vm":
             self._vm_failed(text, error.hint)
         elif call in ("put", "get") and not self._retried:
             self._steps = [partial(self._see_whether_vm_failed, text, error.hint, passing)]

@@ -180,6 +180,9 @@ class GuestTask(GuestSteps):
         for vm in result.get("vms") or ():
             if vm.get("vm") != self.task.virtualmachine:
                 continue
+            if vm.get("instance") == self._useless:
+                self._steps.append(partial(self._remove_vm, self._useless))
+                break
             if vm.get("state") in ("running", "paused", "saved"):
                 self._found(vm)
                 return
@@ -196,6 +199,7 @@ class GuestTask(GuestSteps):
 
     def _found(self, vm: Mapping[str, Any]) -> None:
         if vm.get("state") != "running":
+            self._resumed = str(vm.get("instance") or "")
             self._steps.append(lambda client: self._ask(client, "resume_vm", self._vm(), self._vm_ready))
         elif vm.get("agent") == "present":
             self._vm_ready(vm)

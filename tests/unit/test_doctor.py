@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,9 @@ from twisted.internet.defer import Deferred, fail
 from host_agent import doctor
 from host_agent.hypervisors.base import HypervisorError, Requirement
 from host_agent.hypervisors.fake import FakeHypervisor
+from host_agent.hypervisors.kvm import GAVE_UP
+from host_agent.hypervisors.qemu_options import KVM, QEMU
+from host_agent.hypervisors.refusal import Refusal
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +45,33 @@ class Broken(FakeHypervisor):
 async def test_a_hypervisor_that_cannot_be_asked(tmp_path: Path) -> None:
     *_, last = await doctor.look(Broken(reactor), tmp_path)
     assert (last.met, last.fatal, last.found) == (False, True, "the driver does not answer")
+
+
+DOCTOR = """
+import sys
+from pathlib import Path
+from host_agent.hypervisors import kvm
+kvm.DEVICE = Path(sys.argv[1])
+from host_agent.vmctl.main import main
+sys.exit(main(["doctor"]))
+"""
+
+
+def test_who_asks_hears_what_is_so_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host agent remembers that KVM gave up on a guest; `vmctl doctor` looks, and what it sees counts from now on."""
+    (tmp_path / "kvm").touch()
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / QEMU
+    program.write_text('#!/bin/sh\ncase "$*" in *--version*) echo QEMU;; *) exit 33;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    refusal = Refusal(QEMU, KVM)
+    refusal.keep(f"{GAVE_UP}Suberror: 1")
+    assert refusal.read()
+    words = [sys.executable, "-c", DOCTOR, str(tmp_path / "kvm")]
+    said = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert re.search(r"ok +KVM +works", said.stdout), said.stdout + said.stderr
+    assert refusal.read() == ""
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

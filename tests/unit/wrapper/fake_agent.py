@@ -203,14 +203,14 @@ def describe(vm: str) -> dict[str, Any]:
     return {
         "vm": vm,
         "instance": instance,
-        "state": instance if instance in ("crashed", "stopped") else "running",
+        "state": instance if instance in ("crashed", "stopped", "saved") else "running",
         "agent": "present",
         "pid": os.getpid(),
     }
 
 
 BEGINNING = threading.Lock()  # a program is started and written down, or neither
-REFUSALS = {"put": "copy_failed", "get": "copy_failed"}
+REFUSALS = {"put": "copy_failed", "get": "copy_failed", "resume_vm": "refused"}
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM}
 
 

@@ -265,6 +265,18 @@ def test_a_vm_that_is_lost_again_is_given_up(slot: Path) -> None:
     assert log(slot).count("beginning it anew") == 1
 
 
+def test_a_saved_vm_that_cannot_go_on_is_made_anew(slot: Path) -> None:
+    """Kept with KVM, say, which this computer has no more: no error of the job's, and nothing that waiting mends."""
+    state = slot.parent / "agent-state"
+    state.mkdir()
+    (state / "vm-CernVM").write_text("saved")
+    assert run(slot, "keep=1", "refuse=resume_vm") == 0
+    assert (slot / "out").read_text() == "INPUT\n"
+    assert "the virtual machine could not be resumed: No resume_vm today.\nbeginning it anew" in log(slot)
+    steps = [(call, args.get("instance")) for call, args in calls(slot) if call.endswith("_vm")]
+    assert steps[:3] == [("resume_vm", None), ("stop_vm", "saved"), ("start_vm", None)]
+
+
 def start(slot: Path) -> subprocess.Popen[bytes]:
     """The wrapper in a process of its own, to be killed; its host agent's VM and command go on."""
     code = f"""
