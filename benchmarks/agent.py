@@ -75,4 +75,6 @@ def host_agent(
         if client is not None and client.closed is None:
             with contextlib.suppress(ControlError):  # an interrupt reaches the agent, too
                 client.call("shutdown", deadline_s=DEADLINE)
+        else:
+            process.terminate()  # nobody else tells it
         process.wait(DEADLINE)

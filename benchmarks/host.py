@@ -76,6 +76,7 @@ def with_guest(
     async def go(folder: Path) -> None:
         os.environ["VMWRAPPER_RUNTIME"] = str(folder / "run")
         agent = build_host_agent(reactor, hypervisor(reactor), open_state(None), stopped=lambda: None)
+        reactor.addSystemEventTrigger("before", "shutdown", agent.shut_down)  # an interrupt leaves no VM
         endpoint = await agent.start()
         vms = agent._vms
         plain = vms._services_for
@@ -117,4 +118,6 @@ def with_guest(
         reactor.run()
     if failures:
         failures[0].raiseException()
+    if len(found) < rounds:
+        raise KeyboardInterrupt
     return found

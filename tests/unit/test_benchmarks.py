@@ -8,12 +8,14 @@ import subprocess
 from pathlib import Path
 
 import attrs
+import psutil
 import pytest
 
-from benchmarks import open_host, report, site_model
+from benchmarks import agent, open_host, report, site_model
 from benchmarks.__main__ import NAMES
 from benchmarks.broker_load import LARGE, _Frames
 from benchmarks.peers import packages
+from host_agent.control_client import ControlClient
 from host_agent.hypervisors.qemu_options import HOST_LINE, QEMU
 
 
@@ -87,6 +89,17 @@ def test_the_model_of_a_site_takes_the_inputs_that_its_help_names(
         with pytest.raises(SystemExit):
             site_model.main()
         assert wrong.partition("=")[0] in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_no_host_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(endpoint: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ControlClient, "connect", interrupted)
+    monkeypatch.setattr(agent, "DEADLINE", 30.0)
+    with pytest.raises(KeyboardInterrupt), agent.host_agent(tmp_path / "agent", "process"):
+        pass
+    assert not [each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(each.info["cmdline"])]
 
 
 def test_devices_are_for_vms_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
