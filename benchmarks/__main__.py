@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import SHORT, profiles
 from benchmarks.machine import machine
+from benchmarks.peers.packages import Unavailable
 
 NAMES = {
     "end_latency": "how soon a task's end is known",
@@ -31,6 +32,7 @@ NAMES = {
     "monitor": "the monitor's page with 1,000 guests and 100 events a second, for a minute",
     "scale": "10, 100 and 1,000 simulated guests on one host agent, on each broker",
 }
+UNAVAILABLE = 69  # the exit status where this machine lacks what a benchmark cannot do without
 IMAGES = Path(__file__).parents[1] / "build" / "images"
 
 
@@ -62,7 +64,11 @@ def main() -> int:
     os.environ.setdefault("VMWRAPPER_IMAGES", str(IMAGES))
     if options.name == "all":
         return _all(options.json)
-    metrics: dict[str, float] = importlib.import_module(f"benchmarks.{options.name}").run()
+    try:
+        metrics: dict[str, float] = importlib.import_module(f"benchmarks.{options.name}").run()
+    except Unavailable as reason:
+        print(f"{options.name} cannot be measured: {' '.join(str(reason).split())}", file=sys.stderr)
+        return UNAVAILABLE
     print(f"{options.name}, on {machine()}")
     for metric, value in metrics.items():
         print(f"  {metric:28} {value:12.3f}")

@@ -12,16 +12,19 @@ from pathlib import Path
 import attrs
 
 from benchmarks.agent import VM, Agent
+from common.errors import VMwrapperError
 from host_agent.hypervisors.images import Image
 from vm_images.builder import build_image
 from vm_images.cache import Cache, default_cache
-from vm_images.recipe import load_recipe
+from vm_images.recipe import Recipe, load_recipe
 from vm_images.rootfs import SOURCES
 
+from .packages import Unavailable
 from .ssh import Ssh, make_key
 
-NAME = "bench-peers"
-PACKAGES = ("openssh-server", "qemu-guest-agent", "coop-computing-tools")
+NAME, LEAN = "bench-peers", "bench-qemu-ga"
+GUEST_AGENT = "qemu-guest-agent"
+PACKAGES = ("openssh-server", GUEST_AGENT, "coop-computing-tools")
 USER = "vmwrapper"  # that our agent and its programs run as
 SSH_PORT = 22
 SHARED = "/mnt/bench"  # where a virtiofs with the tag "bench" is
@@ -39,8 +42,9 @@ PORTS = "/sys/class/virtio-ports"
 
 def main(root):
     if os.getuid() == 0:
-        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
-        os.posix_spawn(SSHD[0], SSHD, os.environ)
+        if os.path.exists(SSHD[0]):
+            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
+            os.posix_spawn(SSHD[0], SSHD, os.environ)
         for name in os.listdir(PORTS):
             with open(f"{PORTS}/{name}/name") as file:
                 if file.read().strip() == "org.qemu.guest_agent.0":
@@ -58,7 +62,19 @@ def peers_image(output: Path) -> Image:
     """Build it, or take it from the cache; a minute or two when it is new."""
     recipe = load_recipe("debian-minimal")
     recipe = attrs.evolve(recipe, name=NAME, packages=(*recipe.packages, *PACKAGES))
-    recipe = attrs.evolve(recipe, modules=(*recipe.modules, "virtiofs"))
+    return _built(attrs.evolve(recipe, modules=(*recipe.modules, "virtiofs")), output)
+
+
+def lean_image(output: Path) -> Image:
+    """With qemu-guest-agent alone; half a minute when it is new. Raises Unavailable."""
+    recipe = load_recipe("debian-minimal")
+    try:
+        return _built(attrs.evolve(recipe, name=LEAN, packages=(*recipe.packages, GUEST_AGENT)), output)
+    except VMwrapperError as error:
+        raise Unavailable(f"its image cannot be built: {error.explain()}") from None
+
+
+def _built(recipe: Recipe, output: Path) -> Image:
     with tempfile.TemporaryDirectory(prefix="vmwrapper-bench-") as folder:
         sources = Path(folder)
         for package in ("common", "guest_agent"):
