@@ -4,7 +4,8 @@ Both ends of everything are bare sockets in this process, the same for each brok
 queue, its reply comes back on another; both are acknowledged one by one, and 64 are in flight. Bodies of 1 MiB go one
 way, eight in flight. Each broker is a process of its own, and they are measured in turn; the external ones are set up
 as `vmctl broker init` does it. The limit is the same exchange through a process that only copies bytes from one socket
-to the other: what no broker can pass on this machine. `cpu_us_per_request` is CPU time of the broker's processes.
+to the other: what no broker can pass on this machine. `cpu_us_per_request` is CPU time of the broker's processes;
+`cpu_ratio_to_clients` compares it with that of the two bare sockets, which changes less than that of the limit.
 
 The short form leaves the external brokers and the idle clients out.
 """
@@ -162,6 +163,7 @@ def _metrics(found: Found) -> dict[str, float]:
         "large_ratio_to_limit": large[OURS] / large[LIMIT],
         "cpu_us_per_request": cpu[OURS],
         "cpu_ratio_to_limit": cpu[OURS] / cpu[LIMIT],
+        "cpu_ratio_to_clients": cpu[OURS] / median(found.clients_us[OURS]),
     }
     peers = [name for name in EXTERNAL.values() if name in rate]
     if peers:
