@@ -111,6 +111,8 @@ def judge(records: list[Record]) -> list[str]:
     of = {each.benchmark: [record for record in records if record.benchmark == each.benchmark] for each in records}
     for benchmark, its in of.items():
         runs = _runs(benchmark, 1, until)
+        if gone := [record.metric for record in its if any(record.metric not in run for run in runs)]:
+            raise RuntimeError(f"the short form of {benchmark} tells no {', '.join(gone)} any more")
         if not all(record.allows(run[record.metric]) for run in runs for record in its):
             doubtful[benchmark] = runs
             print(f"{benchmark:16} looks worse and is measured again below", flush=True)

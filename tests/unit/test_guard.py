@@ -205,6 +205,12 @@ def test_a_benchmark_that_fails_says_its_words(tmp_path: Path) -> None:
         guard.measure("no-such")
 
 
+def test_a_recorded_metric_that_is_not_told_any_more_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, one=[{"ratio": 2.0}], two=[{"ratio": 1.0}])
+    with pytest.raises(RuntimeError, match="the short form of one tells no lost any more"):
+        guard.judge(RECORDS)
+
+
 def test_the_record_can_be_read_and_names_benchmarks() -> None:
     records = guard.load()
     assert {record.benchmark for record in records} <= set(NAMES)
