@@ -35,7 +35,7 @@ from benchmarks.__main__ import NAMES, UNAVAILABLE
 from benchmarks.machine import accelerator
 
 RECORDED = Path(__file__).with_name("recorded.toml")
-DEADLINE = 120.0  # seconds for one run of one benchmark; with nothing else to do the wrapper needs 64, the others up to 30
+DEADLINE = 120.0  # seconds for one run of one benchmark; on a quiet machine `wrapper` needs 64, the others up to 30
 MOST_SECONDS = 530.0  # for all runs; what does not fit in is not measured
 LEAST_SECONDS = 30.0  # with less left, no other run is begun
 END_DEADLINE = 60.0  # for the VMs and brokers of one that has not ended in its time
