@@ -1,12 +1,13 @@
 """A command's round trip in one QEMU guest, /bin/true: ours, qemu-guest-agent's guest-exec and ssh, in the same guest.
 
-They take turns, so that whatever else the machine does meets all of them. ssh is measured over one connection that
-stays (`multiplexed`) and with a new one for each command. The limit is what nobody can do without: starting and
-reaping the program in the guest, and once through the network and back. `…_16` is the time for one of sixteen
-commands that are asked for at once. `ping` is our PING and PONG, through both agents without a program; `life` is from
-the program's start to its end as the guest's keeper sees it. `cpu_ratio_to_qemu_ga` is the CPU time of QEMU and the
-host agent for a command of ours to that for one of guest-exec, in rows of one and of the other, which other work on
-the machine changes little.
+Each asks for one after the other, twenty in a row, and the rows take turns, so that whatever else the machine does
+meets all of them. ssh is measured over one connection that stays (`multiplexed`), and with a new one for each command:
+by itself, because half a second of cryptography empties the caches of an emulated processor for whoever is next. The
+limit is what nobody can do without: starting and reaping the program in the guest, and once through the network and
+back. `…_16` is the time for one of sixteen commands that are asked for at once. `ping` is our PING and PONG, through
+both agents without a program; `life` is from the program's start to its end as the guest's keeper sees it.
+`cpu_ratio_to_qemu_ga` is the CPU time of QEMU and the host agent for a row of ours to that for one of guest-exec, which
+other work on the machine changes little.
 
 The short form leaves ssh out, whose cryptography is what takes long in an emulated guest, and has an image without it.
 """
@@ -30,12 +31,11 @@ from benchmarks.cpu import cpu_seconds
 from benchmarks.open_host import doors, qemu_with
 from benchmarks.peers import qga
 from benchmarks.peers.image import SSH_PORT, lean_image, let_in, peers_image
-from benchmarks.report import OURS, in_turn, p99, rounds_of, show
+from benchmarks.report import OURS, in_turn, p99, rounds_of, show, timed
 
-ROUNDS = 40
-ROUNDS_16 = 5
+ROWS, ROW = 6, 20
+ROUNDS_NEW, ROUNDS_16 = 20, 5
 AT_ONCE = 16
-ROWS, ROW = 6, 20  # for CPU time: what a command leaves to be done after its answer is its own row's, but for the last
 PROGRAM = "/bin/true"
 QGA, SSH, SSH_NEW = "qemu-ga guest-exec", "ssh, multiplexed", "ssh, new connection"
 ECHO, PING, LIMIT = "network echo", "our PING and PONG", "limit: start, end, echo"
@@ -79,25 +79,23 @@ def _measure(agent: Agent, folder: Path) -> dict[str, float]:
     spawns = [float(word) for word in agent.run("python3", "-c", SPAWN).split()]
     ours, echo = Ours(agent), Echo(agent, ways[ECHO_PORT])
     at_once: dict[str, Callable[[int], None]] = {OURS: ours.run, QGA: lambda count: guest_agent.run(PROGRAM, count)}
-    alone: dict[str, Callable[[], None]] = {}
+    new: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         if not SHORT:
             kept = let_in(agent, ways[SSH_PORT], folder)
-            new = attrs.evolve(kept, control="none")
+            fresh = attrs.evolve(kept, control="none")
+            new = in_turn({SSH_NEW: lambda: fresh.run(PROGRAM)}, ROUNDS_NEW)
             stack.enter_context(kept.master())
             at_once[SSH] = lambda count: kept.run(PROGRAM, count=count)
-            alone[SSH_NEW] = lambda: new.run(PROGRAM)
-        alone |= {ECHO: echo.run, PING: ours.ping}
         singles = {name: functools.partial(work, 1) for name, work in at_once.items()}
-        times = in_turn({**singles, **alone}, ROUNDS)
-        times[LIMIT] = [median(spawns) + each for each in times[ECHO]]
+        times, cpu = _in_rows(agent, {**singles, ECHO: echo.run, PING: ours.ping})
+        times |= {LIMIT: [median(spawns) + each for each in times[ECHO]], **new}
         lives = ours.lives[:]
-        show("/bin/true, one at a time", times, "ms", scale=1e3)
+        show("/bin/true, one after the other", times, "ms", scale=1e3)
+        show("the same, CPU time of QEMU and the host agent", cpu, "ms", scale=1e3 / ROW)
         # Without new connections: sixteen at once are minutes of cryptography for an emulated processor.
         together = in_turn({name: functools.partial(work, AT_ONCE) for name, work in at_once.items()}, ROUNDS_16)
         show(f"/bin/true, {AT_ONCE} at once, time for each", together, "ms", scale=1e3 / AT_ONCE)
-        cpu = _cpu_in_rows(agent, {name: singles[name] for name in (OURS, QGA)})
-        show("/bin/true, CPU time of QEMU and the host agent", cpu, "ms", scale=1e3 / ROW)
     echo.close()
     middle = {name: median(each) for name, each in times.items()}
     sixteen = {name: median(each) / AT_ONCE for name, each in together.items()}
@@ -120,17 +118,17 @@ def _measure(agent: Agent, folder: Path) -> dict[str, float]:
     return found
 
 
-def _cpu_in_rows(agent: Agent, singles: Mapping[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Seconds of CPU time for `ROW` commands of each."""
+def _in_rows(agent: Agent, work: Mapping[str, Callable[[], None]]) -> tuple[dict[str, list[float]], ...]:
+    """Seconds of each command, and of CPU time for each row; what is left to be done after an answer is its row's."""
     pids = [int(agent.call("vms")["vms"][0]["pid"]), agent.process.pid]
-    spent: dict[str, list[float]] = {name: [] for name in singles}
+    times: dict[str, list[float]] = {name: [] for name in work}
+    cpu: dict[str, list[float]] = {name: [] for name in work}
     for _ in rounds_of(ROWS):
-        for name, work in singles.items():
+        for name, action in work.items():
             before = cpu_seconds(pids)
-            for _ in range(ROW):
-                work()
-            spent[name].append(cpu_seconds(pids) - before)
-    return spent
+            times[name] += [timed(action) for _ in range(ROW)]
+            cpu[name].append(cpu_seconds(pids) - before)
+    return times, cpu
 
 
 @attrs.frozen

@@ -77,7 +77,7 @@ class Keeper:
         self._agent: socket.socket | None = None
         self._incoming = bytearray()
         self._outgoing = bytearray()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Callable[[], None], Child | None]] = []
         self._timer_count = 0
         self._alone_since = time.monotonic()
         self._patience = FIRST_AGENT
@@ -121,14 +121,18 @@ class Keeper:
 
     def _wait_time(self) -> float | None:
         now = time.monotonic()
+        # What was to be done while a program runs wakes nobody after its end.
+        while self._timers and (command := self._timers[0][3]) is not None and not command.running:
+            heapq.heappop(self._timers)
         waits = [self._timers[0][0] - now] if self._timers else []
         if self._agent is None:
             waits.append(self._patience)
         return max(0.0, min(waits)) if waits else None
 
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+    def _after(self, seconds: float, action: Callable[[], None], running: Child | None = None) -> None:
+        """`running`: if that still runs then."""
         self._timer_count += 1
-        heapq.heappush(self._timers, (time.monotonic() + seconds, self._timer_count, action))
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._timer_count, action, running))
 
     # -- the agent's connection
 
@@ -230,10 +234,10 @@ class Keeper:
         for stream in command.streams.values():
             os.set_blocking(stream.fd, False)
         # Not at once: the end of a short program's output and its own would wake us twice, a millisecond apart.
-        self._after(FIRST_LOOK, lambda: self._begin_to_watch(command))
+        self._after(FIRST_LOOK, lambda: self._begin_to_watch(command), command)
         if head["deadline"] > 0:
-            self._after(head["deadline"], lambda: self._deadline(command))
-        self._after(STARTED_AFTER, lambda: self._tell_started(command))
+            self._after(head["deadline"], lambda: self._deadline(command), command)
+        self._after(STARTED_AFTER, lambda: self._tell_started(command), command)
 
     def _tell_started(self, command: Child) -> None:
         if command.running:

@@ -170,7 +170,9 @@ class Runner:
             return
         command = self._commands[message.command] = _Command(message, sending=True)
         self._accepted.append(command)
-        if len(self._accepted) == 1:
+        if not self._journal.lasting:
+            self._hand_over()
+        elif len(self._accepted) == 1:
             self._reactor.callLater(0, self._hand_over)  # after one flush for all that came together
 
     def _hand_over(self) -> None:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -175,3 +176,19 @@ def test_it_waits_longer_for_its_first_agent(tmp_path: Path, monkeypatch: pytest
     agent = Agent(tmp_path / "s")
     agent.socket.close()
     wait_for(lambda: not (tmp_path / "s").exists())
+
+
+def test_what_was_due_while_a_program_runs_wakes_nobody_after_its_end(tmp_path: Path) -> None:
+    idle = keeper.Keeper(tmp_path / "s")
+    agent, other = socket.socketpair()
+    idle._agent = agent
+    child: Any = SimpleNamespace(running=True)
+    for seconds in (5.0, 1000.0):
+        idle._after(seconds, lambda: None, child)
+    assert 0 < (idle._wait_time() or 0) <= 5
+    child.running = False
+    assert idle._wait_time() is None
+    idle._after(3.0, lambda: None)  # this one is due all the same
+    assert 0 < (idle._wait_time() or 0) <= 3
+    for each in (agent, other, idle._listener):
+        each.close()

@@ -58,6 +58,14 @@ def test_nothing_starts_before_the_journal_is_flushed(guest: Guest, monkeypatch:
     assert guest.told.ops == [("spawn", "c-1"), ("spawn", "c-2")]
 
 
+def test_without_a_flush_a_command_waits_for_nothing(guest: Guest) -> None:
+    guest.journal.lasting = False
+    guest.runner.run(Run("c-1", ("true",)))
+    assert guest.told.ops == [("spawn", "c-1")]
+    guest.clock.advance(0)
+    assert guest.told.ops == [("spawn", "c-1")]
+
+
 def test_a_signal_right_behind_its_command(guest: Guest) -> None:
     guest.runner.run(Run("c-1", ("sleep", "1000")))
     guest.runner.signal(Signal("c-1", "KILL"))
