@@ -47,7 +47,7 @@ FILES_OF_SLOW = min(100, FILES)
 FILES_OF_SCP = min(400, FILES)
 FILES_OF_SLOWEST = min(20, FILES)
 FILE_BYTES = 4096
-ROUNDS = 3
+ROUNDS = 5 if SHORT else 3
 SCP, SCP_EACH, QGA, VIRTIOFS, CHIRP = "scp", "scp, one for each file", "qemu-ga", "virtiofs", "chirp"
 LIMIT = "limit: bare TCP stream"
 LIMIT_ONE = "that, and SHA-256 in turn"
@@ -225,6 +225,9 @@ def _metrics(work: Work) -> dict[str, float]:
     for direction, words in (("in", "into the guest"), ("out", "out of the guest")):
         show(f"{LARGE >> 20} MiB {words}", work.found[f"large_{direction}"], "MB/s", missing=work.missing)
         show(f"{FILES:,} files of 4 KiB {words}", work.found[f"small_{direction}"], "s", missing=work.missing)
+    for kind in work.found:
+        cpu = {name: values for (what, name), values in work.cpu.items() if what == kind}
+        show(f"CPU time of QEMU and the host agent, {kind.replace('_', ' ')}", cpu, "s")
     middle = {kind: {name: median(values) for name, values in by_name.items()} for kind, by_name in work.found.items()}
     metrics: dict[str, float] = {}
     for direction in ("in", "out"):
