@@ -1,4 +1,4 @@
-"""The regression guard: short forms of benchmarks, their ratios beside what `recorded.toml` has, and a verdict.
+"""The regression guard: short forms of benchmarks, their ratios beside what `recorded/` has, and a verdict.
 
     python -m benchmarks.guard              # three minutes, never more than ten; CI runs it
     python -m benchmarks.guard --record     # write what is measured now, after a change that is meant to be one
@@ -11,7 +11,8 @@ one, memory, and counts that must be nought. Everything is measured once; what i
 twice its noise band is then measured twice more, and only if the median of the three is still so much worse does the
 guard fail: one that cries wolf is worse than none. Values are of a quiet machine; `loaded` are runs on busy ones, and
 bands reach so far that these would not be blamed. So what does not end in its time because the machine is busy, what
-this machine lacks something for, and where there is KVM what was recorded without, is named and judges nobody.
+this machine lacks something for, and where there is KVM what was recorded without, is named and judges nobody. Each
+maker of processors has records of its own, because their ratios differ; what has none is measured and only shown.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import attrs
 
 from benchmarks.__main__ import NAMES, UNAVAILABLE
-from benchmarks.machine import accelerator
+from benchmarks.machine import accelerator, maker
 
-RECORDED = Path(__file__).with_name("recorded.toml")
+RECORDED = Path(__file__).with_name("recorded") / f"{maker()}.toml"
 DEADLINE = 120.0  # seconds for one run of one benchmark; on a quiet machine `wrapper` needs 64, the others up to 30
 MOST_SECONDS = 530.0  # for all runs; what does not fit in is not measured
 LEAST_SECONDS = 30.0  # with less left, no other run is begun
@@ -65,12 +68,28 @@ class Record:
 
 def load(file: Path = RECORDED) -> list[Record]:
     """What was recorded: `[benchmark.metric]` tables with `value`, `band` and the `runs` that they are from."""
-    tables = tomllib.loads(file.read_text("utf-8"))
+    tables = _tables(file)
     return [
         Record(benchmark, metric, float(entry["value"]), float(entry["band"]), entry.get("better") == "more")
         for benchmark, metrics in tables.items()
         for metric, entry in metrics.items()
     ]
+
+
+def load_others(folder: Path, records: list[Record]) -> dict[str, list[str]]:
+    """Of other makers' processors alone: benchmarks, and their metrics."""
+    here = {(record.benchmark, record.metric) for record in records}
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("*.toml")):
+        for other in load(file):
+            if (other.benchmark, other.metric) not in here:
+                here.add((other.benchmark, other.metric))
+                found.setdefault(other.benchmark, []).append(other.metric)
+    return found
+
+
+def _tables(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    return tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
 class NotMeasured(Exception):
@@ -103,8 +122,8 @@ def measure(benchmark: str, deadline: float = DEADLINE) -> dict[str, float]:
         return metrics
 
 
-def judge(records: list[Record]) -> list[str]:
-    """Measure and print; sentences about what has become worse."""
+def judge(records: list[Record], others: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """Measure and print, also `others`, which have no record here; sentences about what has become worse."""
     print(f"{'benchmark':16} {'metric':32} {'now':>9} {'recorded':>9} {'band':>7}")
     until = time.monotonic() + MOST_SECONDS
     doubtful: dict[str, list[dict[str, float]]] = {}
@@ -119,6 +138,11 @@ def judge(records: list[Record]) -> list[str]:
         elif runs:
             for record in its:
                 _verdict(record, [run[record.metric] for run in runs])
+    for benchmark, metrics in (others or {}).items():
+        for run in [] if benchmark in of else _runs(benchmark, 1, until):
+            for metric in metrics:
+                now = f"{run[metric]:9.2f}" if metric in run else f"{'gone':>9}"
+                print(f"{benchmark:16} {metric:32} {now}  no record of a processor by {maker()}", flush=True)
     worse = []
     for benchmark, runs in doubtful.items():
         if more := _runs(benchmark, TIMES - 1, until):
@@ -170,11 +194,13 @@ def record(names: list[str], *, loaded: bool = False) -> None:
 
     A name is a benchmark's, for all that is recorded of it, or BENCHMARK.METRIC.
     """
-    tables = tomllib.loads(RECORDED.read_text("utf-8"))
+    tables = _tables(RECORDED)
+    others = load_others(RECORDED.parent, load(RECORDED))
     wanted: dict[str, list[str]] = {}
-    for name in names or tables:
+    for name in names or [*tables, *others]:
         benchmark, _, metric = name.partition(".")
-        wanted.setdefault(benchmark, []).extend([metric] if metric else tables.get(benchmark, {}))
+        known = tables.get(benchmark) or others.get(benchmark, [])
+        wanted.setdefault(benchmark, []).extend([metric] if metric else known)
     for benchmark, metrics in wanted.items():
         runs = [measure(benchmark, RECORD_DEADLINE) for _ in range(1 if loaded else RECORDED_RUNS)]
         for metric in dict.fromkeys(metrics):
@@ -193,7 +219,7 @@ def record(names: list[str], *, loaded: bool = False) -> None:
     print(RECORDED.read_text("utf-8"))
 
 
-def _write(tables: dict[str, dict[str, dict[str, object]]]) -> None:
+def _write(tables: dict[str, dict[str, dict[str, Any]]]) -> None:
     lines = ["# What benchmarks/guard.py compares with; `python -m benchmarks.guard --record` writes it.\n"]
     lines += ['# Of a metric of which more is better, `better = "more"` is added by hand.\n']
     for benchmark, metrics in tables.items():
@@ -225,7 +251,8 @@ def main() -> int:
         except NotMeasured as reason:
             raise SystemExit(f"it is not recorded: {reason}") from None
         return 0
-    worse = judge(load())
+    records = load()
+    worse = judge(records, load_others(RECORDED.parent, records))
     for sentence in worse:
         print(sentence, file=sys.stderr)
     return 1 if worse else 0

@@ -40,10 +40,18 @@ def accelerator() -> str:
     return probe.stdout.strip() or "no accelerator known"
 
 
+def maker() -> str:
+    """Of the processor, in its own word: `AuthenticAMD`, `GenuineIntel`."""
+    return _cpuinfo("vendor_id") or platform.machine() or "unknown"
+
+
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")

@@ -224,3 +224,25 @@ def test_a_band_allows_what_busy_machines_have_measured() -> None:
     assert band_of(10.0, [10.0], [2.0], more_is_better=True) == 4.0
     record = Record("b", "m", 10.0, band_of(10.0, [9.0, 10.0, 10.5], [12.0, 18.0]))
     assert record.allows(18.0) and not record.allows(18.1)
+
+
+def test_what_is_recorded_of_other_processors_alone_is_shown_and_judges_nobody(
+    monkeypatch: pytest.MonkeyPatch, recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = "value = 1.0\nband = 0.1\n"
+    (recorded.parent / "another.toml").write_text(f"[two.ratio]\n{entry}[two.old]\n{entry}[three.cpu]\n{entry}")
+    others = guard.load_others(recorded.parent, guard.load(recorded))
+    assert others == {"three": ["cpu"], "two": ["old"]}
+    play(monkeypatch, one=[{"speed": 1.0}], two=[{"ratio": 3.0}], three=[{"cpu": 99.0}])
+    assert guard.judge(guard.load(recorded), others) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines if "no record" in line] == [["three", "cpu", "99.00"]]
+
+
+def test_a_processor_without_any_record(monkeypatch: pytest.MonkeyPatch, recorded: Path) -> None:
+    monkeypatch.setattr(guard, "RECORDED", recorded.with_name("new.toml"))
+    play(monkeypatch, one=[{"speed": 2.0}] * 5, two=[{"ratio": 3.0}] * 5)
+    guard.record([])
+    assert {(each.benchmark, each.value) for each in guard.load(recorded.with_name("new.toml"))} == {
+        ("one", 2.0), ("two", 3.0),
+    }  # fmt: skip
