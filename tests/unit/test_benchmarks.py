@@ -11,7 +11,7 @@ import attrs
 import psutil
 import pytest
 
-from benchmarks import agent, open_host, report, site_model
+from benchmarks import agent, cpu, open_host, report, site_model
 from benchmarks.__main__ import NAMES
 from benchmarks.broker_load import LARGE, _Frames
 from benchmarks.peers import packages
@@ -32,6 +32,12 @@ def test_a_table_has_ratios_and_names_what_cannot_run(capsys: pytest.CaptureFixt
     assert ours.split() == ["ours", "20.000", "29.800", "3"]
     assert theirs.split() == ["theirs", "40.000", "40.000", "3", "0.50"]
     assert other.split(maxsplit=1) == ["other", "not measured: it is not installed"]
+
+
+def test_a_thread_that_ends_while_it_is_looked_at_counts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "schedstat").write_text("3000000000 1 2\n")
+    assert cpu._ran_ns(tmp_path / "schedstat") == 3_000_000_000
+    assert cpu._ran_ns(tmp_path / "gone") == 0
 
 
 def test_they_take_turns() -> None:
