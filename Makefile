@@ -91,7 +91,7 @@ chaos-checkpoint: image $(VENV)/peers ## one checkpointed job in a VM, while its
 chaos-boinc: $(VENV)/peers ## fifty random restarts and kills of a BOINC client and of the wrapper, during one job
 	@VMWRAPPER_CHAOS=50 $(BIN)/python -m pytest -s tests/boinc/test_restarts.py -k random
 
-bench: image $(VENV)/peers ## measure everything that benchmarks/ can, beside its peers (three quarters of an hour)
+bench: image $(VENV)/peers ## measure everything that benchmarks/ can, beside its peers (half an hour)
 	@$(BIN)/python -m benchmarks all $(BENCH_ARGS)
 
 bench-monitor: $(VENV)/peers ## the monitor with 1,000 guests and 100 events a second, for a minute

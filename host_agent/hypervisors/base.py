@@ -58,9 +58,7 @@ class Capabilities:
     clone_from_template: bool = False
     image: bool = True  # its VMs are made from guest images
     adopt: bool = False  # a VM outlives its host agent for a while, and the next one can take it over
-    boots_again: bool = (
-        True  # a guest whose kernel failed, or whose power was cut, goes on from its disk as it was then
-    )
+    boots_again: bool = True  # a guest may start anew from the disk that its failed kernel, or a power cut, left
 
 
 @attrs.frozen

@@ -134,6 +134,12 @@ async def test_bytes_from_the_wrong_place_break_their_connection(port: Port) -> 
 
 @ensureDeferred
 async def test_an_earlier_connection_adds_nothing_to_what_goes_on_elsewhere(port: Port) -> None:
+    """Not even where a file ends, and the next one would be opened for it."""
+    source = port.source.with_name("tree")
+    source.mkdir()
+    for name, content in (("a", CONTENT[:PIECE]), ("b", CONTENT[PIECE:])):
+        (source / name).write_bytes(content)
+    port.manifest = scan(source)
     old, new = port.connect(), port.connect()
     assert await where(port, old) == 0
     there = port.has(PIECE)
@@ -144,6 +150,7 @@ async def test_an_earlier_connection_adds_nothing_to_what_goes_on_elsewhere(port
     old.send(b"other bytes")
     with pytest.raises((ConnectionError, http.client.HTTPException)):
         await deferToThread(answer, old)
+    assert sorted(path.stat().st_size for path in port.target.parent.glob(".back.*/*")) == [0, PIECE]
     assert await where(port, new) == PIECE
     old.close()
     new.close()

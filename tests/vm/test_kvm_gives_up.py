@@ -88,6 +88,13 @@ class Vms:
         creating = (hypervisor or QemuHypervisor(reactor, warm=warm)).create(self.spec(name))
         return self.keep(await creating.addTimeout(DEADLINE, reactor))
 
+    async def running(self, name: str) -> QemuMachine:
+        """One that was booted, and whose guest has answered."""
+        machine = await self.make(name, warm=False)
+        await machine.start()
+        await self.answers(machine)
+        return machine
+
     def keep(self, machine: Machine) -> QemuMachine:
         assert isinstance(machine, QemuMachine)
         self.made.append(machine)
@@ -129,10 +136,8 @@ async def crashed(machine: QemuMachine) -> str:
 @ensureDeferred
 async def test_on_a_guest_that_runs(vms: Vms, host: Kvm) -> None:
     """Its checkpoints need KVM, and are refused; the next VM is emulated, with every host agent to come."""
-    machine = await vms.make("first", warm=False)
+    machine = await vms.running("first")
     assert machine.accelerator == KVM
-    await machine.start()
-    await vms.answers(machine)
     await machine.snapshot("one", lambda: None)
     began = time.monotonic()
     host.end.touch()
@@ -143,10 +148,8 @@ async def test_on_a_guest_that_runs(vms: Vms, host: Kvm) -> None:
         await machine.restore("one")
     assert state_of(machine) is MachineState.CRASHED
 
-    again = await vms.make("second", warm=False)
+    again = await vms.running("second")
     assert again.accelerator == TCG
-    await again.start()
-    await vms.answers(again)
     told = again.spec.on_state
     assert isinstance(told, Told)
     assert told.reasons[0] == REMARK
@@ -190,9 +193,7 @@ async def test_on_a_guest_from_a_template(vms: Vms, host: Kvm) -> None:
 
 @ensureDeferred
 async def test_when_a_guest_goes_on_from_a_state(vms: Vms, host: Kvm) -> None:
-    machine = await vms.make("box", warm=False)
-    await machine.start()
-    await vms.answers(machine)
+    machine = await vms.running("box")
     await machine.save_state()
     host.end.touch()
     await machine.start()
@@ -206,9 +207,7 @@ async def test_when_a_guest_goes_on_from_a_state(vms: Vms, host: Kvm) -> None:
 @ensureDeferred
 async def test_while_no_host_agent_is_there(vms: Vms, host: Kvm, monkeypatch: pytest.MonkeyPatch, keeps: bool) -> None:
     monkeypatch.setattr(qemu_machine, "accelerator_of", lambda argv: KVM)  # in truth it is emulated
-    machine = await vms.make("box", warm=False)
-    await machine.start()
-    await vms.answers(machine)
+    machine = await vms.running("box")
     if keeps:
         await machine.snapshot("one", lambda: None)
     await machine.leave()
@@ -226,9 +225,7 @@ async def test_while_no_host_agent_is_there(vms: Vms, host: Kvm, monkeypatch: py
 @ensureDeferred
 async def test_on_the_guest_of_another(vms: Vms, host: Kvm) -> None:
     """What was kept with KVM goes on with it: emulated it cannot, and on this guest KVM did not give up."""
-    machine = await vms.make("box", warm=False)
-    await machine.start()
-    await vms.answers(machine)
+    machine = await vms.running("box")
     await machine.save_state()
     await machine.leave()
     vms.made.remove(machine)

@@ -102,7 +102,9 @@ def fake_groups(tmp_path: Path) -> Path:
     return home
 
 
-def test_a_group_counts_what_its_kernel_says(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def counting_groups(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, with a kernel that counts in each new one."""
     made = os.mkdir
 
     def mkdir(path: str) -> None:
@@ -111,12 +113,16 @@ def test_a_group_counts_what_its_kernel_says(fake_groups: Path, monkeypatch: pyt
         Path(path, "cgroup.procs").touch()
 
     monkeypatch.setattr(os, "mkdir", mkdir)
-    form = CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts())
+    return fake_groups
+
+
+def test_a_group_counts_what_its_kernel_says(counting_groups: Path) -> None:
+    form = CgroupAccounts(counting_groups, counting_groups.parent, ProcessAccounts())
     account = form.open("c-1")
-    assert account.place == str(fake_groups.parent / f"task-{os.getpid()}-1")
+    assert account.place == str(counting_groups.parent / f"task-{os.getpid()}-1")
     with account.starting():
         assert Path(account.place, "cgroup.procs").read_text() == "0"  # we are in it
-    assert (fake_groups / "cgroup.procs").read_text() == "0"  # and back
+    assert (counting_groups / "cgroup.procs").read_text() == "0"  # and back
     Path(account.place, "cgroup.procs").write_text(f"{os.getpid()}\n")
     used = form.find(account.place, 1).used()
     assert (used.user_s, used.system_s) == (2.5, 1.0)
@@ -132,23 +138,16 @@ def test_without_a_group_there_is_still_an_account(fake_groups: Path) -> None:
     assert form.open("c-2").place == "", "what may not be done once is not tried for each program"
 
 
-def test_the_next_group_is_made_when_there_is_time(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = os.mkdir
-
-    def mkdir(path: str) -> None:
-        made(path)
-        Path(path, "cpu.stat").write_text("usage_usec 3500000\nuser_usec 2500000\nsystem_usec 1000000\n")
-        Path(path, "cgroup.procs").touch()
-
-    (fake_groups.parent / f"task-{os.getpid()}-2").mkdir()  # of another keeper, which had this number
-    monkeypatch.setattr(os, "mkdir", mkdir)
-    form = CgroupAccounts(fake_groups, fake_groups.parent, ProcessAccounts())
+def test_the_next_group_is_made_when_there_is_time(counting_groups: Path) -> None:
+    parent = counting_groups.parent
+    os.mkdir(str(parent / f"task-{os.getpid()}-2"))  # of another keeper, which had this number
+    form = CgroupAccounts(counting_groups, parent, ProcessAccounts())
     first = form.open("c-1")
     form.prepare()
     form.prepare()
     assert form.open("c-2").place.endswith("-3")
     form.prepare()
-    spare = fake_groups.parent / f"task-{os.getpid()}-4"
+    spare = parent / f"task-{os.getpid()}-4"
     for file in list(spare.iterdir()):
         file.unlink()  # a real group's go with it
     form.close()
