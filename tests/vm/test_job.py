@@ -258,6 +258,8 @@ def test_vmctl_runs_commands_and_copies_files(machine: str, tmp_path: Path) -> N
     assert "/vmwrapper/task-" in vmctl("run", "box", "--", "cat", "/proc/self/cgroup").stdout  # its own account
     look = "cat /proc/sys/kernel/randomize_va_space; grep -qs 'QEMU TCG' /proc/cpuinfo && echo emulated; true"
     assert vmctl("run", "box", "--", "sh", "-c", look).stdout.split() in (["0", "emulated"], ["2"])
+    told = vmctl("run", "box", "--", "cat", "/run/vmwrapper/config.json").stdout
+    assert json.loads(told)["boots_again"] is False, "its disk ends with its memory: nothing waits for a flush"
     assert "favordynmods" in vmctl("run", "box", "--", "grep", "cgroup2", "/proc/mounts").stdout
     assert vmctl("run", "box", "--", "no-such-program").returncode == 127
     assert vmctl("run", "box", "--", "sh", "-c", "kill -9 $$").returncode == 137

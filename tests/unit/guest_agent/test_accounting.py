@@ -107,8 +107,8 @@ def counting_groups(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same, with a kernel that counts in each new one."""
     made = os.mkdir
 
-    def mkdir(path: str) -> None:
-        made(path)
+    def mkdir(path: str, mode: int = 0o777) -> None:
+        made(path, mode)
         Path(path, "cpu.stat").write_text("usage_usec 3500000\nuser_usec 2500000\nsystem_usec 1000000\n")
         Path(path, "cgroup.procs").touch()
 
@@ -130,9 +130,9 @@ def test_a_group_counts_what_its_kernel_says(counting_groups: Path) -> None:
     assert account.total() == Used(2.5, 1.0)
 
 
-def test_without_a_group_there_is_still_an_account(fake_groups: Path) -> None:
-    absent = fake_groups.parent / "absent"
-    form = CgroupAccounts(fake_groups, absent, ProcessAccounts())
+def test_without_a_group_there_is_still_an_account(counting_groups: Path) -> None:
+    absent = counting_groups.parent / "absent"
+    form = CgroupAccounts(counting_groups, absent, ProcessAccounts())
     assert form.open("c-1").place == ""
     absent.mkdir()
     assert form.open("c-2").place == "", "what may not be done once is not tried for each program"
@@ -140,19 +140,22 @@ def test_without_a_group_there_is_still_an_account(fake_groups: Path) -> None:
 
 def test_the_next_group_is_made_when_there_is_time(counting_groups: Path) -> None:
     parent = counting_groups.parent
-    os.mkdir(str(parent / f"task-{os.getpid()}-2"))  # of another keeper, which had this number
+
+    def group(number: int) -> Path:
+        return parent / f"task-{os.getpid()}-{number}"
+
+    group(1).touch()  # of another keeper, which had this number
     form = CgroupAccounts(counting_groups, parent, ProcessAccounts())
-    first = form.open("c-1")
+    assert form.open("c-1").place == "", "an account all the same"
     form.prepare()
     form.prepare()
-    assert form.open("c-2").place.endswith("-3")
+    assert form.open("c-2").place == str(group(2))
     form.prepare()
-    spare = parent / f"task-{os.getpid()}-4"
-    for file in list(spare.iterdir()):
+    for file in list(group(3).iterdir()):
         file.unlink()  # a real group's go with it
     form.close()
-    assert not spare.exists()
-    assert first.place.endswith("-1")
+    assert not group(3).exists()
+    assert group(1).exists()
 
 
 def test_a_group_that_counts_nothing_is_not_used(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:

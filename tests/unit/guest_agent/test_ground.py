@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from common.broker_address import BrokerAddress, Credentials
+from common.config import GuestConfig
 from guest_agent import ground, keeper
+from guest_agent.agent import build_guest_agent
 from guest_agent.ground import Ground, connect_keeper, rehearse
 from guest_agent.keeper_socket import KeeperSocket
 
@@ -48,6 +51,20 @@ def test_a_keeper_that_is_slow_to_listen_is_awaited(tmp_path: Path) -> None:
 def test_a_keeper_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ground, "PAUSE", 0.0)
     assert connect_keeper(tmp_path / "keeper") is None
+
+
+@pytest.mark.parametrize("boots_again", [True, False])
+def test_the_settings_say_what_a_journal_has_to_survive(tmp_path: Path, boots_again: bool) -> None:
+    ours, its = socket.socketpair()
+    ours_ground = Ground.of(_home(tmp_path), ours)
+    config = GuestConfig(
+        "g", "h", "box", (BrokerAddress("127.0.0.1", 1),), Credentials("l", "p"), "", "s", boots_again=boots_again
+    )
+    build_guest_agent(Reactor(), config, tmp_path, ours_ground)
+    assert ours_ground.journal.lasting is boots_again
+    ours_ground.journal.close()
+    for each in (ours, its):
+        each.close()
 
 
 def test_what_a_keeper_said_before_anybody_read_is_heard(tmp_path: Path) -> None:

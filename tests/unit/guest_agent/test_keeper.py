@@ -174,6 +174,8 @@ def test_it_waits_longer_for_its_first_agent(tmp_path: Path, monkeypatch: pytest
     wait_for((tmp_path / "s").exists)
     time.sleep(0.3)  # longer than it waits for one that has gone
     agent = Agent(tmp_path / "s")
+    agent.spawn("c", "true")  # one that has ended is not waited for
+    agent.hear_until("ended")
     agent.socket.close()
     wait_for(lambda: not (tmp_path / "s").exists())
 
