@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,10 @@ from .tools import SOURCE_DATE_EPOCH, BuildError, run
 
 _VDI_SIGNATURE = b"\x7f\x10\xda\xbe"
 _VDI_IDENTITIES = 0x188  # of the image and of its last change, 16 bytes each
-_DESCRIPTOR_MOST = 64 * 1024
+_SECTOR = 512
+_VMDK_MAGIC = b"KDMV"
+_VMDK_HEADER = struct.Struct("<4s24xQQ")  # and where its descriptor begins and ends, in sectors
+_VMDK_DESCRIPTOR_MOST = 128  # sectors
 
 _OVF = """\
 <?xml version="1.0" encoding="UTF-8"?>
@@ -87,16 +91,30 @@ def to_vmdk(source: Path, place: Path, digest: str, memory_mb: int, name: str) -
     target = place / "disk.vmdk"
     _convert(source, "vmdk", target, "-o", "subformat=streamOptimized")
     with target.open("r+b") as file:
-        head = file.read(_DESCRIPTOR_MOST)
-        start = head.find(b"# Disk DescriptorFile")
-        text, _, rest = head[start:].partition(b"\0")
-        # Random otherwise, and of up to eight digits; there is room for some more before what follows.
-        changed, times = re.subn(rb"\nCID=[0-9a-f]+\n", b"\nCID=%s\n" % digest[:8].encode("ascii"), text)
-        if start < 0 or times != 1 or rest[:16].strip(b"\0"):
+        magic, sector, sectors = _VMDK_HEADER.unpack(file.read(_VMDK_HEADER.size))
+        if magic != _VMDK_MAGIC or sectors > _VMDK_DESCRIPTOR_MOST:
             raise BuildError("qemu-img wrote no VMDK that this builder knows")
-        file.seek(start)
-        file.write(changed)
+        file.seek(sector * _SECTOR)
+        descriptor = with_content_id(file.read(sectors * _SECTOR), digest[:8])
+        file.seek(sector * _SECTOR)
+        file.write(descriptor)
     return target
+
+
+def with_content_id(descriptor: bytes, content_id: str) -> bytes:
+    """A VMDK's descriptor, padded with zeros as before, with this content id (eight hexadecimal digits).
+
+    qemu-img's is random and has up to eight digits. It writes one first and the real one over it, so that the end of a
+    longer text may still stand behind the zero that ends a shorter one.
+
+    Raises:
+        BuildError: there is no content id in it, or no room for this one.
+    """
+    text = descriptor.partition(b"\0")[0]
+    changed, times = re.subn(rb"\nCID=[0-9a-f]+\n", b"\nCID=%s\n" % content_id.encode("ascii"), text)
+    if times != 1 or len(changed) > len(descriptor):
+        raise BuildError("qemu-img wrote a VMDK with a descriptor that this builder does not know")
+    return changed.ljust(len(descriptor), b"\0")
 
 
 def to_ova(source: Path, place: Path, digest: str, memory_mb: int, name: str) -> Path:

@@ -8,11 +8,18 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lxml import etree
 
-from vm_images.formats import FORMATS
+from vm_images.formats import FORMATS, with_content_id
+from vm_images.tools import BuildError
 
 DIGEST = "ab" * 32
+
+
+def _descriptor(content_id: str) -> bytes:
+    return f"# Disk DescriptorFile\nversion=1\nCID={content_id}\nparentCID=ffffffff\n\n# Extent\n".encode("ascii")
 
 
 @pytest.fixture
@@ -41,6 +48,20 @@ def test_what_is_in_it(disk: Path, tmp_path: Path, form: str) -> None:
     assert told["format"] == form
     if form == "vmdk":
         assert told["format-specific"]["data"]["create-type"] == "streamOptimized"
+
+
+@given(drawn=st.integers(0, 2**32 - 1), first=st.integers(0, 2**32 - 1))
+def test_a_descriptor_is_the_same_whatever_id_was_drawn(drawn: int, first: int) -> None:
+    """As QEMU writes it: with one id, then with another over it, whose zero may leave an end of the longer text."""
+    longer, shorter = sorted((_descriptor(f"{drawn:x}"), _descriptor(f"{first:x}")), key=len, reverse=True)
+    written = (shorter + b"\0" + longer[len(shorter) + 1 :]).ljust(512, b"\0")
+    assert with_content_id(written, DIGEST[:8]) == _descriptor(DIGEST[:8]).ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("descriptor", [b"", bytes(512), _descriptor("1").replace(b"\nCID", b"\nID"), _descriptor("1")])
+def test_a_descriptor_without_an_id_or_room(descriptor: bytes) -> None:
+    with pytest.raises(BuildError, match="descriptor"):
+        with_content_id(descriptor, DIGEST[:8])
 
 
 def test_appliance(disk: Path, tmp_path: Path) -> None:
