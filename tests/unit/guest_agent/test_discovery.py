@@ -76,15 +76,15 @@ def test_what_is_no_settings_is_passed_over(nowhere: Path) -> None:
 
 
 def test_guest_properties_in_pieces(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a program that says what VirtualBox's own does."""
+    """With a program that takes, says and ends as VirtualBox's own does, by its source (`getGuestProperty`)."""
     text = base64.b64encode(SETTINGS).decode()
     pieces = [text[place : place + 100] for place in range(0, len(text), 100)]
     for number, piece in enumerate(pieces):
         (nowhere / f"piece-{number}").write_text(piece)
     program = nowhere / "VBoxControl"
     program.write_text(
-        f'#!/bin/sh\nf={nowhere}/piece-${{4##*/}}\nif [ -e "$f" ]; then echo "Value: $(cat "$f")"; '
-        'else echo "No value set!"; fi\n'
+        f'#!/bin/sh\n[ "$1 $2 $3" = "--nologo guestproperty get" ] || exit 2\nf={nowhere}/piece-${{4##*/}}\n'
+        'if [ -e "$f" ]; then echo "Value: $(cat "$f")"; else echo "No value set!"; exit 1; fi\n'
     )
     program.chmod(0o755)
     (nowhere / "vbox_guest").touch()

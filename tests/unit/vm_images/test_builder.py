@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
+from guest_agent.privileged import LINE
 from host_agent.hypervisors.images import Image
+from host_agent.hypervisors.qemu_options import HOST_LINE
 from vm_images import builder
 from vm_images.builder import build_image
 from vm_images.cache import Cache
 from vm_images.recipe import Recipe, load_recipe
-from vm_images.rootfs import agent_files, agent_key
+from vm_images.rootfs import GUEST, agent_files, agent_key
 from vm_images.tools import BuildError
 
 
@@ -121,3 +123,9 @@ def test_key_follows_names_and_content(sources: Path) -> None:
     (sources / "common" / "a.py").rename(sources / "common" / "b.py")
     keys.add(agent_key(sources))
     assert len(keys) == 3
+
+
+def test_the_init_knows_the_line_to_the_host() -> None:
+    """By the name that the driver gives it: a machine without one asks DHCP, which the others do not wait for."""
+    assert f'"$name" = {HOST_LINE} ]' in (GUEST / "init").read_text()
+    assert HOST_LINE == LINE
