@@ -22,17 +22,16 @@ from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.protocols.policies import WrappingFactory
 
-from common.config import GuestConfig
 from common.files import write_private
 from host_agent.ledger import LedgerEntry
 
 from .base import Capabilities, Door, HypervisorError, Machine, MachineSpec, MachineState, Requirement
 from .cpu_time import CpuTime
 from .leash import CONSOLE
+from .loopback_ports import LOOPBACK, tell_guest
 from .qemu_process import HowItEnded
 from .qemu_process import QemuProcess as LeashedProcess
 
-LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).resolve().parents[2]  # where the packages are
 INIT = Path(__file__).with_name("process_init.py")
 PLACES = "places.json"
@@ -106,7 +105,7 @@ class ProcessMachine:
         self.home.mkdir(exist_ok=True)
         self._listen(dict.fromkeys(self.spec.services, 0))
         config = self.spec.directory / "config.json"
-        write_private(config, self._config())
+        write_private(config, tell_guest(self.spec.guest_config, LOOPBACK, LOOPBACK, self._places))
         write_private(self.spec.directory / PLACES, json.dumps(self._places).encode("ascii"))
         program = shlex.split(os.environ.get(AGENT, "")) or [sys.executable, "-m", "guest_agent"]
         agent = [*program, "--config", self.shown(config), "--home", self.shown(self.home)]
@@ -144,14 +143,6 @@ class ProcessMachine:
         self._note_process()
         self.state = MachineState.PAUSED if stopped else MachineState.RUNNING
         return True
-
-    def _config(self) -> bytes:
-        text = self.spec.guest_config.decode("utf-8")
-        for seen, real in self._places.items():
-            text = text.replace(str(seen), str(real))
-        path = self.spec.directory / "config.asked"
-        write_private(path, text.encode("utf-8"))
-        return GuestConfig.load(path).to_json()
 
     def _change(self, state: MachineState, reason: str) -> None:
         if state is not self.state:
