@@ -35,6 +35,7 @@ QUICK_JAVA = "-Xms64M -Xmx512M -XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # a qu
 END_WITH_US = ("setpriv", "--pdeathsig", "TERM")
 TESTER = "tester"
 TESTER_PASSCODE = "a passcode"
+_GIVEN: set[int] = set()  # by free_port()
 
 
 class BrokerFailed(Exception):
@@ -258,15 +259,20 @@ def free_port() -> int:
     """A port of the loopback that nobody uses now.
 
     Below those that the system gives to outgoing connections: while a broker is down its port stays free, and a client
-    that tries to connect to it cannot happen to be connected to itself.
+    that tries to connect to it cannot happen to be connected to itself. None is given twice, and each of a test run's
+    workers has some of its own: whoever asked may listen there seconds later.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     while True:
-        port = random.randint(20_000, 32_000)
+        port = random.randrange(20_000 + worker % 8, 32_000, 8)
+        if port in _GIVEN:
+            continue
         try:
             socket.create_server(("127.0.0.1", port)).close()
-            return port
         except OSError:
-            pass
+            continue
+        _GIVEN.add(port)
+        return port
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import attrs
+
+from tests.brokers import free_port
 
 from .project import ACCOUNT
 
@@ -58,12 +59,6 @@ class TaskState:
     current_cpu_s: float
     checkpoint_cpu_s: float
     slot: int
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class RealClient:

@@ -58,7 +58,7 @@ def test_without_a_login_the_passcode_is_in_a_private_file_while_it_runs() -> No
         assert passcode not in line
         logged_in(BrokerUnderTest("127.0.0.1", int(found[1]), found[2], passcode, BODY_BYTES)).close()
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert not path.exists()
 
 
@@ -75,7 +75,7 @@ def test_without_a_login_the_passcode_is_in_a_private_file_while_it_runs() -> No
 )
 def test_what_cannot_be_started_says_why(options: list[str], words: str) -> None:
     with start(*options) as process:
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert words in errors
     assert output == ""

@@ -22,7 +22,7 @@ from host_agent.monitor.listener import Listener
 from tests.brokers import RunningBroker
 from tests.contract.raw_stomp import RawStomp
 
-SECONDS = 10.0
+SECONDS = 60.0
 SILENCE = 0.5
 BATCH = 8  # intruders at once
 

@@ -17,7 +17,7 @@ from host_agent.hypervisors.process import ProcessHypervisor
 from host_agent.operations import Operations
 from host_agent.state import AgentState
 
-DEADLINE = 30.0  # seconds for a guest's agent to answer
+DEADLINE = 120.0  # seconds for a guest's agent to answer
 
 
 def ignore(name: str, data: dict[str, Any]) -> None:

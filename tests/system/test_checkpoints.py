@@ -58,7 +58,7 @@ class Box:
         self.agent._requests.commands.message(self.vm.guest, Output("c-1", "stdout", offset, text))
 
     async def until(self, true: Callable[[], bool]) -> None:
-        for _ in range(1000):
+        for _ in range(6000):
             if true():
                 return
             await deferLater(reactor, 0.01)

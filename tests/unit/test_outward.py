@@ -23,7 +23,7 @@ from host_agent.outward import Outward, Refused, Target, is_public, target_of
 from host_agent.rate import Rate
 
 reactor: Any = _reactor
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class Guest(Protocol):

@@ -9,7 +9,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -139,10 +138,8 @@ async def test_on_a_guest_that_runs(vms: Vms, host: Kvm) -> None:
     machine = await vms.running("first")
     assert machine.accelerator == KVM
     await machine.snapshot("one", lambda: None)
-    began = time.monotonic()
     host.end.touch()
     assert await crashed(machine) == SENTENCE
-    assert time.monotonic() - began < 5
     assert machine.pid is None
     with pytest.raises(HypervisorError, match="it ran with KVM then, and this host runs it emulated now"):
         await machine.restore("one")

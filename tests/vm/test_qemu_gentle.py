@@ -52,7 +52,7 @@ async def test_a_vm_keeps_to_its_share(standin_image: Image, tmp_path: Path, mon
         await working
         share = (machine.cpu_seconds() - before) / (time.monotonic() - began)
         print(f"share: {share:.2f}")
-        assert 0.02 < share < 0.4
+        assert 0 < share < 0.4
         await machine.snapshot("one", lambda: None)
         assert await asker.ask("echoes goes-on")
         await machine.pause()

@@ -19,7 +19,7 @@ from tests.contract.raw_stomp import RawStomp
 from tests.unit.broker.harness import PASSCODE, any_login
 
 reactor: Any = installed_reactor
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def in_thread(work: Callable[[int], Any], port: int) -> Deferred[Any]:
 
 
 def client(port: int) -> RawStomp:
-    connected = RawStomp("127.0.0.1", port, seconds=10)
+    connected = RawStomp("127.0.0.1", port, seconds=SECONDS)
     assert connected.login("anna", PASSCODE).command == "CONNECTED"
     return connected
 
@@ -96,7 +96,7 @@ def test_an_adopted_socket_is_bound_to_its_principal(broker: EmbeddedBroker) -> 
         reactor.adoptStreamConnection(theirs.fileno(), socket.AF_UNIX, broker.factory_for("vm1"))
 
         def log_in(_: int) -> None:
-            ours.settimeout(10)
+            ours.settimeout(SECONDS)
             ours.sendall(b"CONNECT\naccept-version:1.2\nhost:/\nlogin:vm1\npasscode:right\n\n\0")
             assert ours.recv(4096).startswith(b"CONNECTED\n")
             ours.sendall(b"DISCONNECT\nreceipt:1\n\n\0")
@@ -121,7 +121,7 @@ def test_a_flood_leaves_others_their_turn(broker: EmbeddedBroker) -> Steps:
             started = time.monotonic()
             other.send("SEND", {"destination": "/queue/own"}, b"hello")
             assert other.receive().body == b"hello"
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 5
 
     yield in_thread(flood_and_ask, port)
 

@@ -175,24 +175,24 @@ def test_a_big_body_in_small_segments_is_not_quadratic(length: bytes) -> None:
     size = 4 * 2**20
     data = b"SEND\n" + length + b"\n" + b"x" * size + b"\0"
     parser = FrameParser(LIMITS)
-    started = time.perf_counter()
+    started = time.process_time()
     for place in range(0, len(data), 64):
         parser.feed(data[place : place + 64])
         frame = parser.next_frame()
     assert frame is not None
     assert len(frame.body) == size
     # Linear work takes a tenth of a second; copying the body for each segment would take minutes.
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_flood_of_line_ends_costs_little() -> None:
     parser = FrameParser(LIMITS)
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(1_000):
         parser.feed(b"\n" * 65536)
         assert parser.next_frame() is None
     assert not parser.in_frame
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_the_encoder_refuses_what_no_frame_can_carry() -> None:

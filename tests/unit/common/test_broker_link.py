@@ -280,7 +280,7 @@ async def test_a_broker_that_reads_no_more_never_blocks_the_reactor() -> None:
             began = time.perf_counter()
             taken += link.send("/queue/a", body)
             slowest = max(slowest, time.perf_counter() - began)
-        assert slowest < 1.0
+        assert slowest < 10  # one that waits for the other side never ends here
         assert 16 <= taken < 200 and link.dropped == 400 - taken
         began = time.perf_counter()
         await link.stop()

@@ -17,7 +17,7 @@ import pytest
 from guest_agent import keeper
 from guest_agent.keeper import _LENGTH, pack, start_keeper, unpack
 
-DEADLINE = 20.0  # seconds
+DEADLINE = 60.0  # seconds
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

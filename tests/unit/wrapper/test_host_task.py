@@ -267,7 +267,7 @@ def test_leftovers_are_ended_and_strangers_are_not(tmp_path: Path) -> None:
     assert not kill_leftover(ours.pid, "")
     assert ours.poll() is None
     assert Leftovers(tmp_path).end_all() == 1
-    assert ours.wait(10) == -9
+    assert ours.wait(60) == -9
     assert not (tmp_path / PROCESSES_FILE).exists()
 
 

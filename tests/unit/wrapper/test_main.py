@@ -132,7 +132,7 @@ def test_quit_by_a_signal(slot: Path, number: signal.Signals) -> None:
     wrapper = start(slot)
     child = int((slot / "ready").read_text())
     wrapper.send_signal(number)
-    assert wrapper.wait(20) == 0
+    assert wrapper.wait(60) == 0
     assert not (slot / "boinc_finish_called").exists()
     assert f"ending because of {number.name}" in log(slot)
     with pytest.raises(ProcessLookupError):
@@ -153,7 +153,7 @@ def test_a_time_limit_counts_over_restarts(slot: Path) -> None:
     wrapper = start(slot)
     (slot / "ready").read_text()
     wrapper.terminate()
-    assert wrapper.wait(20) == 0
+    assert wrapper.wait(60) == 0
     state = StateFile(slot)
     assert 0 < state.state.ran_s["1"] < 1000
     state.change(ran_s={"1": 999.9})

@@ -95,7 +95,7 @@ def test_real(tmp_path: Path) -> None:
         forge_owner(DEAD)
         (tmp_path / PROCESSES_FILE).write_text("")
         Leftovers(tmp_path).end_all()
-        assert program.wait(10) < 0
+        assert program.wait(60) < 0
     assert not group.path.exists()
     assert entries() == []
 
