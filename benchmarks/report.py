@@ -20,6 +20,24 @@ def in_turn(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, 
     return times
 
 
+def in_rows(
+    work: Mapping[str, Callable[[], float]], rows: int, row: int, cpu_s: Callable[[], float]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of each, as it says them, `row` times one after the other, and the rows in turn; CPU seconds of each row.
+
+    In turn after each single one, the processors would have forgotten everybody's code and data when its turn comes.
+    What is left to be done after an answer is its row's.
+    """
+    times: dict[str, list[float]] = {name: [] for name in work}
+    cpu: dict[str, list[float]] = {name: [] for name in work}
+    for _ in rounds_of(rows):
+        for name, action in work.items():
+            before = cpu_s()
+            times[name] += [action() for _ in range(row)]
+            cpu[name].append(cpu_s() - before)
+    return times, cpu
+
+
 def rounds_of(count: int) -> Iterator[int]:
     """Their numbers; on a machine that is too busy for them there are fewer, which is said."""
     until = time.monotonic() + MOST_SECONDS

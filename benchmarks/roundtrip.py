@@ -19,7 +19,7 @@ import functools
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -31,7 +31,7 @@ from benchmarks.cpu import cpu_seconds
 from benchmarks.open_host import doors, qemu_with
 from benchmarks.peers import qga
 from benchmarks.peers.image import SSH_PORT, lean_image, let_in, peers_image
-from benchmarks.report import OURS, in_turn, p99, rounds_of, show, timed
+from benchmarks.report import OURS, in_rows, in_turn, p99, show, timed
 
 ROWS, ROW = 6, 20
 ROUNDS_NEW, ROUNDS_16 = 20, 5
@@ -88,7 +88,10 @@ def _measure(agent: Agent, folder: Path) -> dict[str, float]:
             stack.enter_context(kept.master())
             at_once[SSH] = lambda count: kept.run(PROGRAM, count=count)
         singles = {name: functools.partial(work, 1) for name, work in at_once.items()}
-        times, cpu = _in_rows(agent, {**singles, ECHO: echo.run, PING: ours.ping})
+        pids = [int(agent.call("vms")["vms"][0]["pid"]), agent.process.pid]
+        work: dict[str, Callable[[], None]] = {**singles, ECHO: echo.run, PING: ours.ping}
+        seconds = {name: functools.partial(timed, action) for name, action in work.items()}
+        times, cpu = in_rows(seconds, ROWS, ROW, lambda: cpu_seconds(pids))
         times |= {LIMIT: [median(spawns) + each for each in times[ECHO]], **new}
         lives = ours.lives[:]
         show("/bin/true, one after the other", times, "ms", scale=1e3)
@@ -116,19 +119,6 @@ def _measure(agent: Agent, folder: Path) -> dict[str, float]:
         found["ratio_to_ssh_multiplexed"] = middle[OURS] / middle[SSH]
         found["ratio_to_ssh_multiplexed_16"] = sixteen[OURS] / sixteen[SSH]
     return found
-
-
-def _in_rows(agent: Agent, work: Mapping[str, Callable[[], None]]) -> tuple[dict[str, list[float]], ...]:
-    """Seconds of each command, and of CPU time for each row; what is left to be done after an answer is its row's."""
-    pids = [int(agent.call("vms")["vms"][0]["pid"]), agent.process.pid]
-    times: dict[str, list[float]] = {name: [] for name in work}
-    cpu: dict[str, list[float]] = {name: [] for name in work}
-    for _ in rounds_of(ROWS):
-        for name, action in work.items():
-            before = cpu_seconds(pids)
-            times[name] += [timed(action) for _ in range(ROW)]
-            cpu[name].append(cpu_seconds(pids) - before)
-    return times, cpu
 
 
 @attrs.frozen
