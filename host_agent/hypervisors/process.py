@@ -16,11 +16,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import psutil
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
-from twisted.internet.interfaces import IListeningPort
-from twisted.protocols.policies import WrappingFactory
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IProtocolFactory
+from zope.interface import implementer
 
 from common.files import write_private
 from host_agent.ledger import LedgerEntry
@@ -44,7 +45,8 @@ class ProcessHypervisor:
     """Starts guest agents as processes."""
 
     name = "process"
-    capabilities = Capabilities(image=False, adopt=True)
+    # What a power cut leaves of its home is never used again: a guest that nobody can take over is removed.
+    capabilities = Capabilities(image=False, adopt=True, boots_again=False)
     guest_gateway = LOOPBACK
 
     def __init__(self, reactor: Any) -> None:
@@ -82,7 +84,7 @@ class ProcessMachine:
         self._places: dict[int, int] = {}  # ports: as guests elsewhere see them, and here
         self._cpu_time = CpuTime()
         self._gone: list[Deferred[None]] = []
-        self._connections: list[_CountedFactory] = []
+        self._connections: list[_Connections] = []
 
     @property
     def home(self) -> Path:
@@ -123,9 +125,9 @@ class ProcessMachine:
 
     def _listen(self, places: dict[int, int]) -> None:
         for port, factory in self.spec.services.items():
-            counted = _CountedFactory(factory)
-            self._connections.append(counted)
-            listening = self._reactor.listenTCP(places[port], counted, interface=LOOPBACK)
+            connections = _Connections(factory)
+            self._connections.append(connections)
+            listening = self._reactor.listenTCP(places[port], connections, interface=LOOPBACK)
             self._ports.append(listening)
             self._places[port] = listening.getHost().port
 
@@ -177,8 +179,8 @@ class ProcessMachine:
 
     def cut_connections(self) -> None:
         """Break every connection between the agent and its host."""
-        for factory in self._connections:
-            factory.cut()
+        for connections in self._connections:
+            connections.cut()
 
     # -- Machine
 
@@ -273,11 +275,30 @@ class ProcessMachine:
         return "\n".join(text.splitlines()[-lines:])
 
 
-class _CountedFactory(WrappingFactory):
-    """Knows its connections."""
+@implementer(IProtocolFactory)
+class _Connections:
+    """Those of one port, so that they can be broken.
 
-    noisy = False
+    Without Twisted's wrapper around each: the broker writes to plain sockets itself, to others a turn later.
+    """
+
+    def __init__(self, factory: IProtocolFactory) -> None:
+        self._factory = factory
+        self._protocols: WeakSet[Any] = WeakSet()
+
+    def doStart(self) -> None:
+        self._factory.doStart()
+
+    def doStop(self) -> None:
+        self._factory.doStop()
+
+    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+        protocol = self._factory.buildProtocol(addr)
+        if protocol is not None:
+            self._protocols.add(protocol)
+        return protocol
 
     def cut(self) -> None:
-        for protocol in list(self.protocols):
-            protocol.transport.abortConnection()
+        for protocol in list(self._protocols):
+            if protocol.transport is not None:
+                protocol.transport.abortConnection()
