@@ -313,7 +313,6 @@ class Keeper:
 
     def _ended(self, command: Child, status: int, usage: Any) -> None:
         command.running = False
-        command.process.returncode = status  # Popen must not wait for it again
         self._alone_since = time.monotonic()
         unit = 1 if sys.platform == "darwin" else 1024
         # Where the account knows less (a child of the tree that others waited for), `wait4` has the rest.
@@ -435,6 +434,7 @@ def start_keeper(path: Path) -> None:
         # Whoever reads the agent's own output must not wait for the keeper's end.
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
+        os.closerange(3, 1 << 16)  # what we were given is not for the programs
         Keeper(path).run()
     except BaseException:
         import traceback

@@ -39,8 +39,11 @@ class Agent:
     def say(self, **head: Any) -> None:
         self.socket.sendall(pack(head))
 
-    def spawn(self, command: str, *argv: str, deadline: float = 0.0) -> None:
-        self.say(op="spawn", id=command, argv=argv, env={}, cwd="/", stdin="", deadline=deadline)
+    def spawn(
+        self, command: str, *argv: str, deadline: float = 0.0, cwd: Path = Path("/"), stdin: str = "", path: str = ""
+    ) -> None:
+        env = {"PATH": path} if path else {}
+        self.say(op="spawn", id=command, argv=argv, env=env, cwd=str(cwd), stdin=stdin, deadline=deadline)
 
     def hear(self) -> tuple[dict[str, Any], bytes]:
         (length,) = _LENGTH.unpack(self._take(_LENGTH.size))
@@ -80,6 +83,40 @@ def test_output_and_end_of_a_command(path: Path) -> None:
     agent.spawn("c", "sh", "-c", "echo hello; exit 4")
     ended, output = agent.hear_until("ended")
     assert (ended["outcome"], ended["exit_code"], output) == ("exited", 4, b"hello\n")
+
+
+def test_where_a_program_is_and_what_it_reads(path: Path, tmp_path: Path) -> None:
+    agent = Agent(path)
+    (tmp_path / "said").write_text("words\n")
+    (tmp_path / "mine").write_text("#!/bin/sh\npwd; cat\n")
+    (tmp_path / "mine").chmod(0o755)
+    for program, where in (("./mine", ""), ("mine", f"/nowhere:{tmp_path}:/usr/bin:/bin")):
+        agent.spawn(f"c{len(where)}", program, cwd=tmp_path, stdin=str(tmp_path / "said"), path=where)
+        ended, output = agent.hear_until("ended")
+        assert (ended["exit_code"], output.decode()) == (0, f"{tmp_path}\nwords\n")
+    for number, (program, why) in enumerate(
+        (("mine", "mine: No such file"), (str(tmp_path / "said"), "said: Permission denied"), ("/bin/true", "no direc"))
+    ):
+        agent.spawn(f"c-{number}", program, cwd=tmp_path if number < 2 else tmp_path / "absent")
+        assert why in agent.hear_until("refused")[0]["reason"], "in the working directory alone it is not found"
+
+
+def test_a_program_has_nothing_that_is_open_here_but_its_own_three(tmp_path: Path) -> None:
+    kept = os.dup(0)
+    os.set_inheritable(kept, True)  # as whoever started the agent may have left one
+    start_keeper(tmp_path / "s")
+    os.close(kept)
+    wait_for((tmp_path / "s").exists)
+    agent = Agent(tmp_path / "s")
+    script = "readlink /proc/$$/fd/0; ls /proc/$$/fd; ps -o pid= -o pgid= -o sid= -o ignored= $$"
+    agent.spawn("c", "sh", "-c", script)
+    words = agent.hear_until("ended")[1].decode().split()
+    assert words[0] == "/dev/null"
+    assert words[1:-4] == ["0", "1", "2"]
+    assert len(set(words[-4:-1])) == 1, "it leads a session of its own"
+    assert int(words[-1], 16) & 1 << signal.SIGPIPE - 1 == 0
+    agent.say(op="quit")
+    wait_for(lambda: not (tmp_path / "s").exists())
 
 
 def test_a_command_outlives_its_agent_and_its_output_is_kept(path: Path) -> None:
