@@ -171,7 +171,13 @@ class Link:
         if envelope.receiver != self.session or (self.peer and envelope.sender != self.peer):
             self._log.debug("dropped {t}: it belongs to another session", t=envelope.message.NAME)
             return
-        self._take_ack(envelope.ack)
+        ends = (self.session, self.peer)
+        self._take(envelope)
+        if ends == (self.session, self.peer):
+            # Now: the message that brings an acknowledgement, a RESULT perhaps, says more of what was sent than that.
+            self._take_ack(envelope.ack)
+
+    def _take(self, envelope: Envelope) -> None:
         if isinstance(envelope.message, messages.Ack):
             return
         if not envelope.message.NUMBERED:

@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import attrs
 from twisted.logger import Logger
 
 from common import transfer
 from common.errors import ConfigError, TransferError, VMwrapperError
 from common.files import confine
 from common.link import Link
-from common.messages import ENDED, RUNNING, Copied, CopyIn, CopyOut
+from common.messages import ENDED, RUNNING, Copied, CopyIn, CopyOut, fields_of
 
 from .blocks import Blocks
 from .journal import Journal
@@ -113,7 +112,7 @@ class Copier:
     def _done(self, result: Copied) -> None:
         self._copies[result.command] = result
         try:
-            fields = attrs.asdict(result, filter=lambda field, _: field.name != "command")
+            fields = fields_of(result, but="command")
             self._journal.copied(result.command, fields)
         except OSError as error:
             self._log.warn("the end of copy {id} is not in the journal: {error}", id=result.command, error=error)

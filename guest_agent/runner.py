@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from common.errors import ConfigError
 from common.files import confine
 from common.link import Link
-from common.messages import ENDED, MAX_PAYLOAD, RUNNING, Output, Result, Run, Signal, Started, Usage
+from common.messages import ENDED, MAX_PAYLOAD, RUNNING, Output, Result, Run, Signal, Started, Usage, fields_of
 
 from .accounting import Account, Accounts, Used, accounts
 from .journal import Journal
@@ -319,7 +319,7 @@ class Runner:
         if self._commands[command].sending:
             self._link.send(result)
         try:
-            self._journal.ended(command, attrs.asdict(result, filter=lambda field, _: field.name != "command"))
+            self._journal.ended(command, fields_of(result, but="command"))
         except OSError as error:
             self._log.warn("the end of {id} is not in the journal: {error}", id=command, error=error)
         self._log.info(
@@ -330,7 +330,9 @@ class Runner:
         )
 
     def _adopt_result(self, command: str, result: Result) -> None:
-        known = self._commands.setdefault(command, _Command(Run(command, ("?",))))
+        known = self._commands.get(command)
+        if known is None:
+            known = self._commands[command] = _Command(Run(command, ("?",)))
         known.state, known.result = State.ENDED, result
 
     # -- usage and the fraction done

@@ -12,6 +12,7 @@ after it was written, so a slow disk slows the program and nothing grows.
 from __future__ import annotations
 
 import enum
+import os
 import secrets
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from common.errors import ConfigError, ProtocolError
-from common.messages import Message, Output, Result, Run, Signal, Started, Usage
+from common.messages import Message, Output, Result, Run, Signal, Started, Usage, fields_of
 
 from .commits import Commits
 from .events import Happened
@@ -122,10 +123,13 @@ class Commands:
             if command.guest is None and not command.ended:
                 self.end(command, Result(command.id, "lost", reason="its VM was gone when the host agent came back"))
 
-    def _rebuild(self, record: Record, guest: Guest | None, *, fresh: bool = False) -> Command:
+    def _rebuild(self, record: Record, guest: Guest | None, run: Run | None = None) -> Command:
+        """`run`: what is asked for just now, so that nothing can be there of its output."""
         request = record.request
-        streams = self._streams(record.id, request["stdout"], request["stderr"], request["starts"], fresh)
-        command = Command(record.id, guest, Run(**request["run"]), record, streams)
+        streams = self._streams(
+            record.id, request["stdout"], request["stderr"], request["starts"], fresh=run is not None
+        )
+        command = Command(record.id, guest, run or Run(**request["run"]), record, streams)
         if record.result is not None:
             command.state, command.result = State.ENDED, Result(**record.result)
             self._ended.append(command.id)
@@ -136,12 +140,12 @@ class Commands:
         return command
 
     def _streams(
-        self, command: str, stdout: str, stderr: str, starts: list[int], fresh: bool
+        self, command: str, stdout: str, stderr: str, starts: list[int], *, fresh: bool = False
     ) -> dict[str, OutputStream]:
         return {
-            name: OutputStream(Path(path), start)
+            name: OutputStream(path, start)
             if path
-            else SpoolStream(self._spools / f"{command}.{name}", fresh=fresh)
+            else SpoolStream(f"{self._spools}{os.sep}{command}.{name}", fresh=fresh)
             for name, path, start in zip(("stdout", "stderr"), (stdout, stderr), starts, strict=True)
         }
 
@@ -166,7 +170,7 @@ class Commands:
             "is": "asked",
             "id": run.command,
             "guest": guest.id,
-            "run": attrs.asdict(run),
+            "run": fields_of(run),
             "stdout": stdout,
             "stderr": stderr,
             "starts": [_length_of(stdout), _length_of(stderr)],
@@ -177,7 +181,7 @@ class Commands:
             record = self._outbox.asked(request)
         except OSError as error:
             raise ConfigError(f"the outbox of this host agent cannot be written: {error.strerror}") from None
-        command = self._rebuild(record, guest, fresh=True)
+        command = self._rebuild(record, guest, run)
         command.noted = False
         self._ask(command)
         self._commits.after_flush(lambda failure: self._noted(command, failure))  # RUN is written before it begins
@@ -217,20 +221,18 @@ class Commands:
 
     def _ask(self, command: Command) -> None:
         def delivered() -> None:
+            if command.ended:
+                return  # RESULT has brought this acknowledgement: it says more, and is noted
             self._outbox.delivered(command.record)
             if command.state is State.ASKED:
                 command.state = State.RUNNING
-                # Later: what has brought this acknowledgement, STARTED or RESULT, says more.
-                self._clock.callLater(0, self._log_delivered, command)
+                if not command.pid:
+                    self._log.info("{vm} {command}: delivered", event=Happened.COMMAND_DELIVERED, **command.about)
 
         if command.guest is not None:
             command.guest.link.send(command.run, delivered)
             for name in command.signals:
                 self._send_signal(command, name)
-
-    def _log_delivered(self, command: Command) -> None:
-        if not command.ended and not command.pid:
-            self._log.info("{vm} {command}: delivered", event=Happened.COMMAND_DELIVERED, **command.about)
 
     def _drop_oldest(self) -> None:
         while len(self._ended) > KEEP_ENDED:
@@ -349,7 +351,7 @@ class Commands:
         command.watchers.clear()
         try:
             # After the answer: until this is on the disk the guest keeps the result too.
-            self._outbox.ended(command.record, attrs.asdict(result))
+            self._outbox.ended(command.record, fields_of(result))
         except OSError as error:
             self._log.error("the end of {id} is not in the outbox: {error}", id=command.id, error=error)
             return False
@@ -413,7 +415,7 @@ class Commands:
             request = entry["request"]
             known = self._commands.get(request["id"])
             where = (request["stdout"], request["stderr"], request["starts"])
-            streams = known.streams if known is not None else self._streams(request["id"], *where, False)
+            streams = known.streams if known is not None else self._streams(request["id"], *where)
             if not all(stream.holds(have) for stream, have in zip(streams.values(), entry["have"], strict=True)):
                 return False
         return True

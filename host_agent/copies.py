@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from common.errors import ConfigError, TransferError
-from common.messages import Copied, CopyIn, CopyOut
+from common.messages import Copied, CopyIn, CopyOut, fields_of
 
 from .commands import KEEP_ENDED, Update
 from .commits import Commits
@@ -214,7 +214,7 @@ class Copies:
         )
         self._close(copy)
         try:
-            self._outbox.ended(copy.record, attrs.asdict(result))
+            self._outbox.ended(copy.record, fields_of(result))
         except OSError as error:
             self._log.error("the end of {id} is not in the outbox: {error}", id=copy.id, error=error)
         copy.watchers.clear()

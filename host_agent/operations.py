@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from common.errors import ConfigError, VMwrapperError
-from common.messages import Copied, Result, Run
+from common.messages import Copied, Result, Run, fields_of
 
 from .chirp import Chirp
 from .commands import Command, Commands, Update, new_id
@@ -388,7 +388,7 @@ def _run_message(command_id: str, args: dict[str, Any]) -> Run:
 
 
 def _describe_result(result: Result) -> dict[str, Any]:
-    return attrs.asdict(result)
+    return fields_of(result)
 
 
 def _text(args: dict[str, Any], key: str) -> str:

@@ -26,15 +26,19 @@ class OutputGap(VMwrapperError):
 class OutputStream:
     """One stream. `have` bytes of it are in the file at `path`, which is made with the first of them."""
 
-    def __init__(self, path: Path, start: int, *, fresh: bool = False) -> None:
+    def __init__(self, path: str, start: int, *, fresh: bool = False) -> None:
         """`start`: where in the file the stream's first byte stands (below 0: so many bytes are not in it).
 
         `fresh`: nothing can be there of it yet, so nothing is looked for.
         """
-        self.path = path
+        self._place = path  # a text: most commands print nothing, and a `Path` costs more than all else here
         self.start = start
         self._file = -1
         self.have = 0 if fresh else max(0, self._size() - start)
+
+    @property
+    def path(self) -> Path:
+        return Path(self._place)
 
     def _size(self) -> int:
         try:
@@ -51,7 +55,7 @@ class OutputStream:
             return b""
         if self._file < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-            self._file = os.open(self.path, flags, 0o644)
+            self._file = os.open(self._place, flags, 0o644)
         view = memoryview(fresh)
         while view:
             view = view[os.write(self._file, view) :]
@@ -96,21 +100,22 @@ class OutputStream:
 class SpoolStream(OutputStream):
     """A stream in a file of ours: `<stem>.<bytes dropped before it>`."""
 
-    def __init__(self, stem: Path, *, fresh: bool = False) -> None:
+    def __init__(self, stem: str, *, fresh: bool = False) -> None:
         self._stem = stem
         if fresh:
-            super().__init__(Path(f"{stem}.0"), 0, fresh=True)
+            super().__init__(f"{stem}.0", 0, fresh=True)
             return
         found = sorted(self._files(), key=_dropped)
         for older in found[:-1]:
             older.unlink(missing_ok=True)
-        path = found[-1] if found else stem.with_name(f"{stem.name}.0")
-        super().__init__(path, -_dropped(path))
+        path = found[-1] if found else Path(f"{stem}.0")
+        super().__init__(str(path), -_dropped(path))
 
     def _files(self) -> list[Path]:
+        folder, name = os.path.split(self._stem)
         # Not glob(): it would compile a regular expression for each stream.
-        with os.scandir(self._stem.parent) as entries:
-            return [Path(entry.path) for entry in entries if entry.name.startswith(f"{self._stem.name}.")]
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.name.startswith(f"{name}.")]
 
     def take(self, offset: int, payload: bytes) -> bytes:
         fresh = super().take(offset, payload)
@@ -120,15 +125,16 @@ class SpoolStream(OutputStream):
 
     def _drop_first_half(self) -> None:
         self.close()
-        data = self.path.read_bytes()
+        path = self.path
+        data = path.read_bytes()
         kept = data[len(data) // 2 :]
         dropped = self.have - len(kept)
-        shorter = self._stem.with_name(f"{self._stem.name}.{dropped}")
-        temporary = self._stem.with_name(f".{self._stem.name}.new")
+        stem = Path(self._stem)
+        temporary = stem.with_name(f".{stem.name}.new")
         temporary.write_bytes(kept)
-        temporary.replace(shorter)
-        self.path.unlink()
-        self.path, self.start = shorter, -dropped
+        temporary.replace(f"{stem}.{dropped}")
+        path.unlink()
+        self._place, self.start = f"{stem}.{dropped}", -dropped
 
     def forget(self) -> None:
         super().forget()

@@ -161,6 +161,16 @@ def test_a_short_programs_result_says_that_it_ran(place: Place) -> None:
     assert command.started_at <= command.ended_at - 0.009
 
 
+def test_what_a_result_acknowledges_is_not_noted_besides(place: Place, tmp_path: Path) -> None:
+    place.run(Run("c-1", ("true",)))
+    place.result("c-1", pid=7)
+    place.link.acknowledge()  # as the link does: after the message that brings it
+    place.run(Run("c-2", ("sleep", "1")))
+    place.link.acknowledge()
+    noted = [(line["id"], line["is"]) for line in line_log.LineLog(tmp_path / "outbox").entries]
+    assert noted == [("c-1", "asked"), ("c-1", "ended"), ("c-2", "asked"), ("c-2", "delivered")]
+
+
 def test_a_request_that_cannot_be_flushed_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(descriptor: int) -> None:
         raise OSError(5, "Input/output error")

@@ -13,7 +13,7 @@ from host_agent.streams import OutputGap, OutputStream, SpoolStream
 
 
 def test_a_repeat_adds_nothing_and_an_overlap_its_new_part(tmp_path: Path) -> None:
-    stream = OutputStream(tmp_path / "out", 0)
+    stream = OutputStream(str(tmp_path / "out"), 0)
     assert stream.take(0, b"abc") == b"abc"
     assert stream.take(0, b"abc") == b""
     assert stream.take(1, b"bcde") == b"de"
@@ -21,7 +21,7 @@ def test_a_repeat_adds_nothing_and_an_overlap_its_new_part(tmp_path: Path) -> No
 
 
 def test_a_gap_is_refused(tmp_path: Path) -> None:
-    stream = OutputStream(tmp_path / "out", 0)
+    stream = OutputStream(str(tmp_path / "out"), 0)
     with pytest.raises(OutputGap, match="between bytes 0 and 3"):
         stream.take(3, b"x")
 
@@ -33,11 +33,11 @@ def test_another_agent_goes_on_where_the_file_ends(
     path = tmp_path_factory.mktemp("streams") / "out"
     path.write_bytes(before)
     whole, offset = b"".join(pieces), 0
-    stream = OutputStream(path, len(before))
+    stream = OutputStream(str(path), len(before))
     for number, piece in enumerate(pieces):
         if number == killed_after:
             stream.close()  # a process that ends has no open files
-            stream = OutputStream(path, len(before))
+            stream = OutputStream(str(path), len(before))
             assert stream.have == offset
         stream.take(offset, piece)
         offset += len(piece)
@@ -53,12 +53,12 @@ def test_a_spool_keeps_the_end_and_knows_what_it_dropped(
     whole = b"".join(pieces)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "SPOOL_MOST", 100)
-        stream = SpoolStream(stem)
+        stream = SpoolStream(str(stem))
         offset = 0
         for piece in pieces:
             if data.draw(st.booleans()):
                 stream.close()
-                stream = SpoolStream(stem)
+                stream = SpoolStream(str(stem))
             assert stream.have == offset
             stream.take(offset, piece)
             offset += len(piece)
@@ -75,7 +75,7 @@ def test_a_spool_keeps_the_end_and_knows_what_it_dropped(
 def test_what_was_undone_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"before ")
-    stream = OutputStream(path, 7)
+    stream = OutputStream(str(path), 7)
     stream.take(0, b"kept and undone")
     stream.cut(4)
     assert path.read_bytes() == b"before kept"

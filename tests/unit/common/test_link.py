@@ -40,6 +40,38 @@ class Wire:
                         link.received(messages.decode(body))
 
 
+def test_a_message_is_taken_before_the_acknowledgement_that_it_brings() -> None:
+    wire = Wire()
+    wire.open()
+    told: list[object] = []
+    wire.host._deliver = told.append
+    wire.host.send(Ping("n"), lambda: told.append("never"))
+    wire.host.send(Confirm(("c-1",)), lambda: told.append("acknowledged"))
+    wire.carry()
+    wire.guest.send(Output("c-1", "stdout", 0))
+    wire.carry()
+    assert told == [Output("c-1", "stdout", 0), "acknowledged"]
+
+
+def test_what_ends_the_session_brings_no_acknowledgement_to_the_next() -> None:
+    wire = Wire()
+    wire.open()
+    acknowledged: list[str] = []
+
+    def restore(message: Message) -> None:
+        wire.host.renew("hhh2")
+        wire.host.open("ggg2")
+        wire.host.send(Confirm(("c-2",)), lambda: acknowledged.append("a message of the next session"))
+
+    wire.host._deliver = restore
+    wire.host.send(Confirm(("c-1",)))
+    wire.carry()
+    wire.guest.send(Output("c-1", "stdout", 0))
+    wire.carry()
+    assert not acknowledged
+    assert wire.host.unacknowledged == 1
+
+
 def confirms(count: int) -> list[Confirm]:
     return [Confirm((f"c-{number}",)) for number in range(count)]
 
