@@ -16,20 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from twisted.logger import (
-    FilteringLogObserver,
-    ILogObserver,
-    LogLevel,
-    LogLevelFilterPredicate,
-    formatEvent,
-    globalLogBeginner,
-)
+from twisted.logger import ILogObserver, LogLevel, formatEvent, globalLogBeginner
 from twisted.logger._interfaces import LogEvent
 from zope.interface import implementer
 
 MOST_BYTES = 4 * 1024 * 1024  # of a log file; then it becomes FILE.1, and FILE.1 becomes FILE.2, the last
 KEPT = 2
 MOST_LINE = 32 * 1024  # characters
+_OTHERS = ("twisted", "log_legacy")  # whose lines are not ours
 _OWN_FIELDS = frozenset(("isError", "message", "time", "system", "format", "text", "program", "level", "error"))
 
 
@@ -100,9 +94,13 @@ class LogLines:
         self._form = form
         self._out = out
         self._debug = debug
+        self._noise = () if debug else (LogLevel.debug, LogLevel.info)  # the latter from others only
 
     def __call__(self, event: LogEvent) -> None:
         level: Any = event.get("log_level") or LogLevel.info
+        # Factories announce every start and stop at info level; that is noise for people.
+        if level in self._noise and (level is LogLevel.debug or event.get("log_namespace", "").startswith(_OTHERS)):
+            return
         text = text_of(event)
         failure = event.get("log_failure")
         if failure is not None:
@@ -115,7 +113,8 @@ class LogLines:
 
     def _text(self, when: float, level: str, text: str, event: LogEvent) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
-        one_line = " | ".join(line.strip() for line in text.splitlines() if line.strip())
+        lines = text.splitlines()
+        one_line = " | ".join(line.strip() for line in lines if line.strip()) if len(lines) > 1 else text.strip()
         return f"{stamp}.{int(when % 1 * 1000):03}Z {self._program} {level}: {one_line}"
 
     def _json(self, when: float, level: str, text: str, event: LogEvent) -> str:
@@ -141,10 +140,5 @@ def start_logging(
     """Write events from now on to `file`, which is rotated; without one to `stream` (default: standard error)."""
     out = RotatingFile(file) if file is not None else stream or sys.stderr
     lines = LogLines(program, form, out, debug=debug)
-    predicate = LogLevelFilterPredicate(defaultLogLevel=LogLevel.debug if debug else LogLevel.info)
-    # Factories announce every start and stop at info level; that is noise for people.
-    predicate.setLogLevelForNamespace("twisted", LogLevel.debug if debug else LogLevel.warn)
-    predicate.setLogLevelForNamespace("log_legacy", LogLevel.debug if debug else LogLevel.warn)
-    observer: ILogObserver = FilteringLogObserver(lines, [predicate])
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
+    globalLogBeginner.beginLoggingTo([lines], redirectStandardIO=False, discardBuffer=True)
     return lines

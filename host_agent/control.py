@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort, IPushProducer
 from twisted.internet.protocol import Factory, connectionDone
@@ -33,6 +34,8 @@ from .virtual_machine import VMFailed
 MAX_LINE = 1024 * 1024
 MAX_REQUESTS = 256  # under way at once on one connection
 MAX_BACKLOG = 16 * 1024 * 1024  # bytes that a client may leave unread
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 _CODES: list[tuple[type[VMwrapperError], str]] = [
     (VMFailed, "vm_failed"),
@@ -221,8 +224,11 @@ class _Connection(LineOnlyReceiver):
     def _send(self, value: dict[str, Any]) -> None:
         if not self._open or self.transport is None:
             return
-        line = json.dumps(value, separators=(",", ":")).encode("utf-8") + b"\n"
-        self.transport.write(line)
+        line = _to_json(value).encode("ascii") + b"\n"
+        transport: Any = self.transport
+        transport.write(line)
+        if isinstance(transport, FileDescriptor):
+            transport.doWrite()  # what the socket takes now needs no turn of the reactor's
         if self._unread is not None:
             self._unread += len(line)
             if self._unread > MAX_BACKLOG:

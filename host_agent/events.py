@@ -97,14 +97,15 @@ class EventLog:
             "text": text_of(event)[:MOST_TEXT],
         }
         for key, value in event.items():
-            if not key.startswith("log_") and key not in _OWN_FIELDS and key not in taken:
+            if key not in _OWN_FIELDS and key not in taken and not key.startswith("log_"):
                 scalar = _scalar(value)
                 if scalar is not None:
                     taken[key] = scalar
         self._events.append(taken)
         for listener in self.listeners:
             listener(taken)
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -155,12 +156,10 @@ class EventLog:
 
 def _scalar(value: Any) -> Any:
     """What can stand in an event as it is; None: nothing of it."""
-    if isinstance(value, enum.Enum):
-        value = value.value
     if isinstance(value, str):
-        return value[:MOST_TEXT]
-    if isinstance(value, bool) or value is None:
+        return str(value)[:MOST_TEXT]
+    if value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
         return round(value, 6)
-    return value if isinstance(value, int) else None
+    return _scalar(value.value) if isinstance(value, enum.Enum) else None
