@@ -184,15 +184,19 @@ class Commands:
         command = self._rebuild(record, guest, run)
         command.noted = False
         self._ask(command)
-        self._commits.after_flush(lambda failure: self._noted(command, failure))  # RUN is written before it begins
+        # Both when RUN is written, in the next turn: the guest works meanwhile.
+        self._clock.callLater(0, self._log_asked, command)
+        self._commits.after_flush(lambda failure: self._noted(command, failure))
+        return command
+
+    def _log_asked(self, command: Command) -> None:
         self._log.info(
             "{vm} {command}: asked for {program}",
             event=Happened.COMMAND_ASKED,
-            program=run.argv[0],
-            deadline_s=run.deadline_s,
+            program=command.run.argv[0],
+            deadline_s=command.run.deadline_s,
             **command.about,
         )
-        return command
 
     def _noted(self, command: Command, failure: OSError | None) -> None:
         command.noted = True

@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import gc
+
     import_twisted()
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
@@ -166,6 +168,7 @@ def _run(options: argparse.Namespace) -> int:
         patience = BROKER_DEADLINE if config.broker is not None else 0.0
         Deferred.fromCoroutine(agent.start(patience)).addCallback(ready).addErrback(failed)
 
+    gc.freeze()  # what was imported is not garbage, and need not be looked at again and again
     reactor.callWhenRunning(begin)
     # A signal: this computer may be shutting down. What has a checkpoint goes on from it at the next start.
     reactor.addSystemEventTrigger("before", "shutdown", agent.shut_down, Fate.KEEP)

@@ -34,6 +34,7 @@ class OutputStream:
         self._place = path  # a text: most commands print nothing, and a `Path` costs more than all else here
         self.start = start
         self._file = -1
+        self._there = not fresh  # there may be a file
         self.have = 0 if fresh else max(0, self._size() - start)
 
     @property
@@ -56,6 +57,7 @@ class OutputStream:
         if self._file < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
             self._file = os.open(self._place, flags, 0o644)
+            self._there = True
         view = memoryview(fresh)
         while view:
             view = view[os.write(self._file, view) :]
@@ -138,7 +140,8 @@ class SpoolStream(OutputStream):
 
     def forget(self) -> None:
         super().forget()
-        self.path.unlink(missing_ok=True)
+        if self._there:
+            self.path.unlink(missing_ok=True)
 
 
 def _dropped(path: Path) -> int:

@@ -53,7 +53,7 @@ def test_a_spool_keeps_the_end_and_knows_what_it_dropped(
     whole = b"".join(pieces)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "SPOOL_MOST", 100)
-        stream = SpoolStream(str(stem))
+        stream = SpoolStream(str(stem), fresh=True)
         offset = 0
         for piece in pieces:
             if data.draw(st.booleans()):
