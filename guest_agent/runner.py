@@ -322,12 +322,15 @@ class Runner:
             self._journal.ended(command, fields_of(result, but="command"))
         except OSError as error:
             self._log.warn("the end of {id} is not in the journal: {error}", id=command, error=error)
-        self._log.info(
-            "{command}: {outcome} {detail}",
-            command=command,
-            outcome=result.outcome,
-            detail=result.reason or result.signal or ("" if result.exit_code is None else result.exit_code),
-        )
+        # Of a short program that went well, nothing: the host's log says it, and to write a line to the console of an
+        # emulated machine takes more than a millisecond.
+        if self._commands[command].pid or result.exit_code != 0:
+            self._log.info(
+                "{command}: {outcome} {detail}",
+                command=command,
+                outcome=result.outcome,
+                detail=result.reason or result.signal or ("" if result.exit_code is None else result.exit_code),
+            )
 
     def _adopt_result(self, command: str, result: Result) -> None:
         known = self._commands.get(command)
