@@ -4,7 +4,7 @@ The keeper opens an account before it starts a program and tells the agent the a
 another process and may be a later one, finds the account there and looks at it while the program runs. At the end the
 keeper takes the account's total, or where that has a gap what `wait4` says, whichever is more.
 
-    Linux with a cgroup v2 of ours    exact, whole tree, also of orphans             place: the group's directory
+    Linux with a cgroup v2 of ours    exact, whole tree, also of orphans             place: the group, what ran before
     other Unix                        the tree as /proc shows it, and `wait4`        place: empty
     Windows                           a job object counts (user and kernel time)     place: the job object's name
 
@@ -136,7 +136,8 @@ class CgroupAccounts:
     """A control group for each program, below `parent`; `home` is the group that the calling process is in.
 
     Plain system calls on plain names: what `pathlib` and text files add around them is most of what an account costs
-    a short program in an emulated machine.
+    a short program in an emulated machine. To make and to remove a group is most of the rest, so a group in which
+    nothing runs any more is the next program's.
     """
 
     def __init__(self, home: Path, parent: Path, otherwise: Accounts) -> None:
@@ -160,8 +161,25 @@ class CgroupAccounts:
 
     def close(self) -> None:
         if self._spare is not None:
-            self._spare.close()
+            self._spare.remove()
             self._spare = None
+
+    def take_back(self, group: str) -> bool:
+        """A program has ended in this group: whether the next may have it."""
+        if self._spare is not None:
+            return False
+        way_in = -1
+        try:
+            way_in = os.open(f"{group}/{PROCS}", os.O_RDWR | os.O_CLOEXEC)
+            used = os.read(way_in, 1) or os.stat(group).st_nlink > _WITHOUT_GROUPS  # noqa: PTH116
+            before = None if used else cpu_times(group)
+        except OSError:
+            before = None
+        if before is not None:
+            self._spare = CgroupAccount(group, before, self, way_in, self._way_home)
+        elif way_in >= 0:
+            os.close(way_in)  # an orphan is in it, or a group that the program has made
+        return before is not None
 
     def _make(self) -> CgroupAccount | None:
         if self._counts is False:
@@ -180,23 +198,39 @@ class CgroupAccounts:
             if self._counts is None:
                 self._counts = False  # what we may not do once is not tried for each program
             return None
-        account = CgroupAccount(place, way_in, self._way_home)
+        account = CgroupAccount(place, (0.0, 0.0), self, way_in, self._way_home)
         if self._counts is None:
             self._counts = cpu_times(place) is not None
         if not self._counts:
-            account.close()
+            account.remove()
             return None
         return account
 
     def find(self, place: str, pid: int) -> Account:
-        return CgroupAccount(place) if place else self._otherwise.find(place, pid)
+        if not place:
+            return self._otherwise.find(place, pid)
+        group, user, system = place.rsplit(" ", 2)
+        return CgroupAccount(group, (float(user), float(system)))
 
 
 class CgroupAccount:
-    """An `Account`. `way_in` and `way_home`: files of the two groups into which a process writes itself."""
+    """An `Account`. `before`: seconds, user's and system's, of what ran in the group before.
 
-    def __init__(self, place: str, way_in: int = -1, way_home: int = -1) -> None:
-        self.place = place
+    `way_in` and `way_home`: files of the two groups into which a process writes itself.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        before: tuple[float, float],
+        form: CgroupAccounts | None = None,
+        way_in: int = -1,
+        way_home: int = -1,
+    ) -> None:
+        self.place = f"{group} {before[0]} {before[1]}"
+        self._group = group
+        self._before = before
+        self._form = form
         self._way_in = way_in
         self._way_home = way_home
 
@@ -221,23 +255,34 @@ class CgroupAccount:
     def used(self) -> Used:
         used = self.total()
         try:
-            with open(f"{self.place}/{PROCS}", "rb") as file:  # noqa: PTH123
+            with open(f"{self._group}/{PROCS}", "rb") as file:  # noqa: PTH123
                 pids = [int(line) for line in file]
         except (OSError, ValueError):
             pids = []
         return Used(used.user_s, used.system_s, sum(_Stat.of(pid).rss_bytes for pid in pids))
 
     def total(self) -> Used:
-        return Used(*(cpu_times(self.place) or ()))
+        user_s, system_s = cpu_times(self._group) or self._before
+        return Used(user_s - self._before[0], system_s - self._before[1])
 
     def close(self) -> None:
+        form, self._form = self._form, None
+        if form is not None and form.take_back(self._group):
+            self._group = ""  # it is another's now
+        self.remove()
+
+    def remove(self) -> None:
+        """Close it, and let nobody have the group."""
         self._close_way_in()
-        _remove(self.place)
+        _remove(self._group)
 
     def _close_way_in(self) -> None:
         if self._way_in >= 0:
             os.close(self._way_in)
             self._way_in = -1
+
+
+_WITHOUT_GROUPS = 2  # links of a directory that has none in it
 
 
 def _remove(group: str) -> None:

@@ -255,7 +255,11 @@ def test_vmctl_runs_commands_and_copies_files(machine: str, tmp_path: Path) -> N
     done = vmctl("run", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
     assert vmctl("run", "box", "--", "id", "-un").stdout == "vmwrapper\n"
-    assert "/vmwrapper/task-" in vmctl("run", "box", "--", "cat", "/proc/self/cgroup").stdout  # its own account
+    group = vmctl("run", "box", "--", "cat", "/proc/self/cgroup").stdout
+    assert "/vmwrapper/task-" in group  # its own account
+    leaves = "cat /proc/self/cgroup; sleep 600 >/dev/null 2>&1 &"
+    assert vmctl("run", "box", "--", "sh", "-c", leaves).stdout == group, "nothing ran in it any more"
+    assert vmctl("run", "box", "--", "cat", "/proc/self/cgroup").stdout != group, "an orphan does"
     look = "cat /proc/sys/kernel/randomize_va_space; grep -qs 'QEMU TCG' /proc/cpuinfo && echo emulated; true"
     assert vmctl("run", "box", "--", "sh", "-c", look).stdout.split() in (["0", "emulated"], ["2"])
     told = vmctl("run", "box", "--", "cat", "/run/vmwrapper/config.json").stdout

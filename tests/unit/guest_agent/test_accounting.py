@@ -119,15 +119,47 @@ def counting_groups(fake_groups: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_group_counts_what_its_kernel_says(counting_groups: Path) -> None:
     form = CgroupAccounts(counting_groups, counting_groups.parent, ProcessAccounts())
     account = form.open("c-1")
-    assert account.place == str(counting_groups.parent / f"task-{os.getpid()}-1")
+    group = counting_groups.parent / f"task-{os.getpid()}-1"
     with account.starting():
-        assert Path(account.place, "cgroup.procs").read_text() == "0"  # we are in it
+        assert (group / "cgroup.procs").read_text() == "0"  # we are in it
     assert (counting_groups / "cgroup.procs").read_text() == "0"  # and back
-    Path(account.place, "cgroup.procs").write_text(f"{os.getpid()}\n")
+    (group / "cgroup.procs").write_text(f"{os.getpid()}\n")
     used = form.find(account.place, 1).used()
     assert (used.user_s, used.system_s) == (2.5, 1.0)
     assert used.rss_bytes > 1_000_000
     assert account.total() == Used(2.5, 1.0)
+
+
+def test_a_group_in_which_nothing_runs_is_the_next_programs(
+    counting_groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(os, "rmdir", removed.append)
+    form = CgroupAccounts(counting_groups, counting_groups.parent, ProcessAccounts())
+    first = form.open("c-1")
+    group = counting_groups.parent / f"task-{os.getpid()}-1"
+    (group / "cgroup.procs").write_text("7\n")  # an orphan
+    first.close()
+    second = form.open("c-2")
+    assert second.place.startswith(f"{group.parent}/task-{os.getpid()}-2 "), "it keeps its group"
+    group = group.with_name(f"task-{os.getpid()}-2")
+    with second.starting():
+        pass
+    (group / "cgroup.procs").write_text("")
+    second.close()
+    second.close()  # as the keeper does when the host has the result: it is another's now
+    assert str(group) not in removed
+    third = form.open("c-3")
+    assert third.place.startswith(f"{group} ")
+    assert third.total() == form.find(third.place, 1).used() == Used()
+    (group / "cpu.stat").write_text("user_usec 2750000\nsystem_usec 1125000\n")
+    assert third.total() == form.find(third.place, 1).used() == Used(0.25, 0.125)
+    with third.starting():
+        assert (group / "cgroup.procs").read_text() == "0"
+    (group / "cgroup.procs").write_text("")
+    (group / "below").mkdir()  # where more may run
+    third.close()
+    assert form.open("c-4").place.startswith(f"{group.parent}/task-{os.getpid()}-3 ")
 
 
 def test_without_a_group_there_is_still_an_account(counting_groups: Path) -> None:
@@ -149,7 +181,7 @@ def test_the_next_group_is_made_when_there_is_time(counting_groups: Path) -> Non
     assert form.open("c-1").place == "", "an account all the same"
     form.prepare()
     form.prepare()
-    assert form.open("c-2").place == str(group(2))
+    assert form.open("c-2").place.startswith(f"{group(2)} ")
     form.prepare()
     for file in list(group(3).iterdir()):
         file.unlink()  # a real group's go with it
