@@ -56,6 +56,52 @@ class _Pending:
     acknowledged: Callable[[], None] | None
 
 
+class _Alarm:
+    """Calls `ring` once when its time has come.
+
+    It is set and stopped with each message, and hardly ever rings: so the clock is not told of that. When its call
+    comes, it is looked whether it still holds.
+    """
+
+    def __init__(self, clock: IReactorTime, ring: Callable[[], None]) -> None:
+        self._clock = clock
+        self._ring = ring
+        self._at: float | None = None
+        self._call: IDelayedCall | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self._at is not None
+
+    def set(self, seconds: float) -> None:
+        self._at = self._clock.seconds() + seconds
+        if self._call is not None and self._call.getTime() > self._at:
+            self._call.cancel()
+            self._call = None
+        if self._call is None:
+            self._call = self._clock.callLater(seconds, self._look)
+
+    def stop(self) -> None:
+        self._at = None
+
+    def close(self) -> None:
+        self.stop()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _look(self) -> None:
+        self._call = None
+        if self._at is None:
+            return
+        left = self._at - self._clock.seconds()
+        if left > 0:
+            self._call = self._clock.callLater(left, self._look)
+        else:
+            self._at = None
+            self._ring()
+
+
 class Link:
     """One side of a link.
 
@@ -73,7 +119,6 @@ class Link:
     ) -> None:
         self.session = session
         self.peer = ""  # the peer's session, once known
-        self._clock = clock
         self._transmit = transmit
         self._deliver = deliver
         self._next_seq = 1
@@ -83,8 +128,8 @@ class Link:
         self._received = 0  # last number received without a gap
         self._unacknowledged = 0  # messages received since we last told the peer
         self._unacknowledged_bytes = 0
-        self._ack_timer: IDelayedCall | None = None
-        self._resend_timer: IDelayedCall | None = None
+        self._ack = _Alarm(clock, self._send_ack)
+        self._resend = _Alarm(clock, self._resend_due)
         self._resend_after = RESEND_AFTER
 
     # -- sending
@@ -123,8 +168,8 @@ class Link:
             self._sent.append(pending)
             self._sent_bytes += pending.size
             self._put(pending.seq, pending.message)
-        if self._sent and self._resend_timer is None:
-            self._resend_timer = self._clock.callLater(self._resend_after, self._resend_due)
+        if self._sent and not self._resend.is_set:
+            self._resend.set(self._resend_after)
 
     def _put(self, seq: int, message: Message) -> None:
         self._acknowledgement_went_out()
@@ -137,7 +182,6 @@ class Link:
         self._fill_window()
 
     def _resend_due(self) -> None:
-        self._resend_timer = None
         if self._sent:
             self._resend_after = min(self._resend_after * 2, RESEND_MOST)
             self._log.debug("no acknowledgement: sending {n} messages again", n=len(self._sent))
@@ -206,33 +250,23 @@ class Link:
                 pending.acknowledged()
         if progress:
             self._resend_after = RESEND_AFTER
-            if self._resend_timer is not None:
-                self._resend_timer.cancel()
-                self._resend_timer = None
+            self._resend.stop()
             self._fill_window()
 
     def _schedule_ack(self) -> None:
-        if self._ack_timer is None:
-            self._ack_timer = self._clock.callLater(ACK_AFTER, self._ack_due)
-
-    def _ack_due(self) -> None:
-        self._ack_timer = None
-        self._send_ack()
+        if not self._ack.is_set:
+            self._ack.set(ACK_AFTER)
 
     def _send_ack(self) -> None:
         self._put(0, messages.Ack())
 
     def _acknowledgement_went_out(self) -> None:
         self._unacknowledged = self._unacknowledged_bytes = 0
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
+        self._ack.stop()
 
     def close(self) -> None:
         """Stop all timers; nothing is sent any more."""
-        for timer in (self._ack_timer, self._resend_timer):
-            if timer is not None and timer.active():
-                timer.cancel()
-        self._ack_timer = self._resend_timer = None
+        self._ack.close()
+        self._resend.close()
         self._sent.clear()
         self._waiting.clear()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from common import messages
-from common.link import RESEND_MOST, WINDOW_MESSAGES, Link
+from common.link import ACK_AFTER, RESEND_MOST, WINDOW_MESSAGES, Link
 from common.messages import Confirm, Message, Output, Ping
 
 
@@ -38,6 +38,30 @@ class Wire:
                 for body in waiting:
                     if not lose():
                         link.received(messages.decode(body))
+
+
+def test_an_acknowledgement_waits_for_a_message_from_its_own_beginning_on() -> None:
+    wire = Wire()
+    wire.open()
+
+    def told_in(seconds: float) -> list[Message]:
+        wire.clock.advance(seconds)
+        told = [messages.decode(body).message for body in wire.to_host]
+        wire.carry()
+        return told
+
+    wire.host.send(Confirm(("c-1",)))
+    wire.carry()
+    wire.clock.advance(0.1)
+    wire.guest.send(Output("c-1", "stdout", 0))  # has carried it
+    assert told_in(0) == [Output("c-1", "stdout", 0)]
+    wire.clock.advance(0.1)
+    wire.host.send(Confirm(("c-2",)))
+    wire.carry()
+    assert told_in(ACK_AFTER - 0.01) == [], "the first one's time has come, which is over"
+    assert told_in(0.02) == [messages.Ack()]
+    wire.clock.advance(10 * RESEND_MOST)
+    assert not wire.clock.getDelayedCalls(), "an idle link wakes nobody"
 
 
 def test_a_message_is_taken_before_the_acknowledgement_that_it_brings() -> None:
