@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredLock
-from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.interfaces import IProtocolFactory, IReactorTime
+from twisted.internet.task import LoopingCall
 
 from common.config import GuestConfig
 from common.errors import ConfigError, VMwrapperError
@@ -27,6 +29,7 @@ from .trouble import Stall
 BROKER_PORT = 61613  # as guests see them, at the hypervisor's gateway
 FILES_PORT = 61614
 OUTWARD_PORT = 61615
+PROGRESS_EVERY = 15.0  # seconds between words about a start that takes long
 
 StateUpdate = Callable[[str, str], None]  # state, reason
 
@@ -85,6 +88,37 @@ class VirtualMachine:
         """Whether its agent has answered once, to us or to an earlier host agent."""
         return self.starting is None
 
+    @property
+    def state(self) -> MachineState:
+        return self.machine.state if self.machine is not None else MachineState.DEFINED
+
+    def last_words(self, lines: int) -> str:
+        """Of its console."""
+        return self.machine.console_tail(lines) if self.machine is not None else ""
+
+    def tell(self, state: str, reason: str) -> None:
+        """Those who watch it."""
+        for watcher in self.watchers:
+            watcher(state, reason)
+
+    @contextmanager
+    def telling_of_its_start(self, clock: IReactorTime) -> Iterator[None]:
+        """Tell who waits for its agent that something goes on, and what."""
+        began = clock.seconds()
+
+        def tell() -> None:
+            said = self.last_words(1).strip()[:200]
+            words = f"for {clock.seconds() - began:.0f} s, and its agent has not answered yet"
+            self.tell(self.state.value, f"{words}; its console says: {said}" if said else words)
+
+        telling = LoopingCall(tell)
+        telling.clock = clock
+        telling.start(PROGRESS_EVERY, now=False)
+        try:
+            yield
+        finally:
+            telling.stop()
+
     def traffic(self) -> dict[str, int]:
         """Bytes through its way out."""
         outward = self.outward
@@ -93,7 +127,7 @@ class VirtualMachine:
     def describe(self, commands: int, now: float) -> dict[str, Any]:
         """As `docs/control.md` has it."""
         guest, machine = self.guest, self.machine
-        state = machine.state if machine is not None else MachineState.DEFINED
+        state = self.state
         if self.going_back and state is not MachineState.RUNNING:
             state = MachineState.STARTING
         return {

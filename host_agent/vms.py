@@ -10,14 +10,13 @@ import enum
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from common.broker_address import Credentials
@@ -50,7 +49,6 @@ from .wrapper.guest_calls import POWERED_OFF
 
 START_DEADLINE = 180.0  # seconds from the start to the agent's HELLO
 CONSOLE_LINES = 12
-PROGRESS_EVERY = 15.0  # seconds between words about a start that takes long
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
 
@@ -156,14 +154,14 @@ class VirtualMachines:
                 guest.id,
                 vm.memory_mb,
                 vm.cpus,
-                lambda why: self._tell(vm, "waiting", why),
+                lambda why: vm.tell("waiting", why),
                 lambda: not vm.ending,
             )
             directory.mkdir(mode=0o700, parents=True)
             self.keep(guest)
             vm.machine = await self._hypervisor.create(self._spec(vm))
             await vm.machine.start()
-            with self._progress_of(vm):
+            with vm.telling_of_its_start(self._clock):
                 arrival = vm.guest.wait_present()
                 arrival.addTimeout(deadline or START_DEADLINE, self._clock)
                 await arrival
@@ -175,33 +173,10 @@ class VirtualMachines:
             raise failed from None
         vm.ticket.started()
         waiting, vm.starting = vm.starting or [], None
-        self._tell(vm, "ready", f"agent {guest.agent_version} answers")
+        vm.tell("ready", f"agent {guest.agent_version} answers")
         for waiter in waiting:
             waiter.callback(None)
         return vm
-
-    def _tell(self, vm: VirtualMachine, state: str, reason: str) -> None:
-        for watcher in vm.watchers:
-            watcher(state, reason)
-
-    @contextmanager
-    def _progress_of(self, vm: VirtualMachine) -> Iterator[None]:
-        """Tell who waits for its agent that something goes on, and what."""
-        began = self._clock.seconds()
-
-        def tell() -> None:
-            said = vm.machine.console_tail(1) if vm.machine is not None else ""
-            words = f"for {self._clock.seconds() - began:.0f} s, and its agent has not answered yet"
-            state = vm.machine.state.value if vm.machine is not None else MachineState.DEFINED.value
-            self._tell(vm, state, f"{words}; its console says: {said.strip()[:200]}" if said.strip() else words)
-
-        telling = LoopingCall(tell)
-        telling.clock = self._clock
-        telling.start(PROGRESS_EVERY, now=False)
-        try:
-            yield
-        finally:
-            telling.stop()
 
     def keep(self, guest: Guest) -> None:
         """Write down what a successor of this host agent has to know about a VM."""
@@ -294,7 +269,7 @@ class VirtualMachines:
 
     async def _give_up(self, vm: VirtualMachine, error: Exception, deadline: float) -> VMFailed:
         """Remove what there is of it; returns why."""
-        console = vm.machine.console_tail(CONSOLE_LINES) if vm.machine is not None else ""
+        console = vm.last_words(CONSOLE_LINES)
         kept = await keep_what_is_left(self._clock, vm, screen=True)
         await self.stop(vm, "it did not start")
         if isinstance(error, defer.TimeoutError):
@@ -324,8 +299,7 @@ class VirtualMachines:
             state=state.value,
             reason=reason,
         )
-        for watcher in vm.watchers:
-            watcher(state.value, reason)
+        vm.tell(state.value, reason)
         if state in (MachineState.PAUSED, MachineState.SAVED):
             vm.guest.paused(self._clock.seconds())
         elif state is MachineState.RUNNING:
@@ -339,7 +313,7 @@ class VirtualMachines:
         keep_console(vm)
         verb = "ended unexpectedly" if state is MachineState.CRASHED else POWERED_OFF
         why = f"The VM {vm.name} {verb}" + (f": {reason}" if reason else "")
-        console = vm.machine.console_tail(CONSOLE_LINES) if vm.machine is not None else ""
+        console = vm.last_words(CONSOLE_LINES)
         if console:
             self._log.info("{name}: the console's last lines:\n{text}", name=vm.name, text=_indent(console))
         if vm.going_back:

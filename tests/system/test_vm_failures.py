@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 
 from common import messages
 from common.messages import Result
-from host_agent import trouble, vms
+from host_agent import trouble, virtual_machine
 from host_agent.admission import Admission, Host
 from host_agent.agent import HostAgent, build_host_agent
 from host_agent.guests import SILENT_AFTER, Presence
@@ -243,7 +243,7 @@ async def test_a_guest_with_another_agent_is_named_at_once(agent: HostAgent, tmp
 async def test_a_start_that_takes_long_tells_of_it(
     agent: HostAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vms, "PROGRESS_EVERY", 0.1)
+    monkeypatch.setattr(virtual_machine, "PROGRESS_EVERY", 0.1)
     agent.fake.script = Script(console="Loading, please wait")  # type: ignore[attr-defined]
     told: list[str] = []
     with pytest.raises(VMFailed):
