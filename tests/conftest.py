@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from host_agent.broker.setup.plan import Limits
 from tests.brokers import RunningBroker
 
 # A loaded machine is no reason to fail.
-settings.register_profile("project", deadline=None)
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
 BODY_BYTES = 2 * 2**20

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common import messages
@@ -53,7 +53,7 @@ def test_every_target_has_a_corpus(target: str) -> None:
     assert len([path for path in CORPUS_FILES if path.parent.name == target]) >= 5
 
 
-quickly = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quickly = settings(max_examples=300)
 
 lines = st.lists(st.text(st.characters(codec="utf-8"), max_size=40), max_size=12)
 pieces = st.one_of(

@@ -134,7 +134,7 @@ def test_without_a_session_nothing_is_sent_and_producers_pause() -> None:
     assert not wire.host.congested
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.floats(0, 0.4))
 def test_losses_repeats_and_reordering_change_nothing(seed: int, loss: float) -> None:
     chance = random.Random(seed)

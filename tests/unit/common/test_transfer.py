@@ -57,7 +57,7 @@ def copy(source: Path, destination: Path, piece: int = 100, stop_at: int = 0, di
     return sink.finish(stream.digest())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(tree=trees, piece=st.integers(1, 3000), stop_at=st.integers(0, 3000))
 def test_a_tree_arrives_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[str, object], piece: int, stop_at: int

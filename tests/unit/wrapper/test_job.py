@@ -176,7 +176,7 @@ def test_hostile_files(tmp_path: Path) -> None:
             load_job(tmp_path / "pipe")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_any_bytes_give_a_job_or_a_job_error(data: bytes) -> None:
     for text in (data, b"<job_desc><task><application>a</application>" + data + b"</task></job_desc>"):
@@ -235,7 +235,7 @@ def job_text(draw: st.DrawFn) -> str:
     return f"<job_desc>{''.join(parts)}</job_desc>"
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(job_text())
 def test_our_checks_and_the_schema_agree(text: str) -> None:
     try:

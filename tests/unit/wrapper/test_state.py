@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from host_agent.wrapper import checkpoint as checkpoints
@@ -47,7 +47,6 @@ def slot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("slot")
 
 
-@settings(deadline=None)  # a disk may be slow
 @given(CHECKPOINTS, st.data())
 def test_a_checkpoint_is_whole_or_not_there(slot: Path, value: Checkpoint, data: st.DataObject) -> None:
     write_checkpoint(slot, value)
@@ -59,7 +58,6 @@ def test_a_checkpoint_is_whole_or_not_there(slot: Path, value: Checkpoint, data:
     assert read_checkpoint(slot) is None
 
 
-@settings(deadline=None)  # a disk may be slow
 @given(STATES, st.data())
 def test_a_state_is_whole_or_not_there(slot: Path, value: State, data: st.DataObject) -> None:
     path = slot / STATE_FILE
