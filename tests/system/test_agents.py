@@ -150,13 +150,23 @@ async def test_a_command_that_is_asked_for_twice_runs_once(laptop: Laptop) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_cpu_time_and_fraction_done_are_told_while_it_runs(laptop: Laptop) -> None:
-    burn = "import time\nwhile time.process_time() < 0.8: pass"
-    script = f"echo 0.25 > done.txt; {sys.executable} -c '{burn}'; echo 0.75 > done.txt; sleep 0.8"
-    await within(laptop.run("sh", "-c", script, fraction_file="done.txt"))
-    fractions = [data["fraction"] for name, data in laptop.events if name == "fraction"]
-    assert 0.25 in fractions
-    assert fractions[-1] == 0.75
-    assert max(data["cpu_s"] for name, data in laptop.events if name == "usage") > 0.5
+    fractions: list[float] = []
+
+    def update(name: str, data: dict[str, Any]) -> None:
+        if name == "fraction":
+            fractions.append(data["fraction"])
+            (laptop.home / f"told-{data['fraction']}").touch()
+        if name == "usage" and data["cpu_s"] > 0.5:
+            (laptop.home / "told-cpu").touch()
+
+    burn = f"{sys.executable} -c 'import time\nwhile time.process_time() < 0.8: pass'"
+    told = "until [ -e told-{} ]; do sleep 0.05; done"
+    steps = ["echo 0.25 > done.txt", told.format(0.25), burn, told.format("cpu"), "echo 0.75 > done.txt"]
+    script = "; ".join([*steps, told.format(0.75)])
+    request = {"vm": "lap", "argv": ["sh", "-c", script], "stream": True, "fraction_file": "done.txt"}
+    result = await laptop.operations.run(request, update).addTimeout(DEADLINE, reactor)
+    assert result["exit_code"] == 0
+    assert (fractions[0], fractions[-1]) == (0.25, 0.75)
 
 
 @pytest_twisted.ensureDeferred

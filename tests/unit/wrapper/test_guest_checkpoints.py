@@ -20,6 +20,7 @@ echo 0.5 > fraction_done
 sleep 1.5
 tr a-z A-Z < in > out
 """
+KEPT = SLOW.replace("sleep 1.5", 'until [ "$(grep -c checkpoint_vm ../calls)" -ge 3 ]; do sleep 0.05; done')
 
 
 def job(slot: Path, *, period: str = "0.1", task: str = "", program: str = SLOW) -> None:
@@ -38,7 +39,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_vm_is_kept_while_its_task_runs(slot: Path) -> None:
-    job(slot)
+    job(slot, program=KEPT)
     assert run(slot) == 0
     made = asked(slot)
     assert len(made) >= 2
@@ -61,7 +62,7 @@ def test_not_before_the_job_wants_it(slot: Path, period: str, task: str) -> None
 
 
 def test_a_checkpoint_that_fails_is_said_once_and_the_job_goes_on(slot: Path) -> None:
-    job(slot)
+    job(slot, program=KEPT)
     assert run(slot, "refuse=checkpoint_vm") == 0
     assert len(asked(slot)) >= 2
     assert log(slot).count("no checkpoint, and it goes on without: No checkpoint_vm today.") == 1
@@ -69,7 +70,7 @@ def test_a_checkpoint_that_fails_is_said_once_and_the_job_goes_on(slot: Path) ->
 
 def test_what_is_kept_is_written_down(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU time that is kept is counted once, by this wrapper or the next."""
-    job(slot)
+    job(slot, program=KEPT)
     wrapper = build(slot)
     saved: list[int] = []
     client = Client(slot, Status)

@@ -450,7 +450,9 @@ def test_a_vm_that_comes_up_after_a_suspend_is_paused(slot: Path, monkeypatch: p
 
 
 def test_suspend_holds_the_task_back_and_pauses_its_vm(slot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (slot / "worker.sh").write_text(WORKER.replace("exit", "sleep 0.5; exit"))
+    (slot / "worker.sh").write_text(
+        WORKER.replace("exit", f"until grep -q resume {slot.parent}/calls; do sleep 0.05; done; exit")
+    )
     wishes = [Status(suspended=True)] * 3
 
     def wish() -> Status:
