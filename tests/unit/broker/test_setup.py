@@ -65,6 +65,21 @@ def test_rabbitmqs_rights_are_whole_names_and_no_agent_configures(tmp_path: Path
     assert "passcode" not in json.dumps(value) and plan.monitor.passcode not in json.dumps(value)
 
 
+def test_a_rabbitmq_host_may_write_to_its_guests_alone_by_a_pattern_that_does_not_grow(tmp_path: Path) -> None:
+    """RabbitMQ compiles the pattern anew for nearly every SEND: one of 1,000 names took it 1.6 ms."""
+    hosts = [host_logins("anna", 1000), host_logins("anna-g1-g", 2), host_logins("an", 2)]
+    plan = set_up("rabbitmq", tmp_path / "b", hosts)
+    value = json.loads((plan.directory / "definitions.json").read_text())
+    rights = {right["user"]: right for right in value["permissions"]}
+    for host in plan.hosts:
+        mine = {f"vmwrapper.guest.{guest.name}" for guest in host.guests}
+        for kind, others in (("write", {"vmwrapper.status"}), ("read", {f"vmwrapper.host.{host.host.name}"})):
+            pattern = rights[host.host.name][kind]
+            assert len(pattern) < 200
+            allowed = {exchange["name"] for exchange in value["exchanges"] if re.search(pattern, exchange["name"])}
+            assert allowed == mine | others
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
