@@ -18,6 +18,9 @@ class HttpServer(HTTPFactory):
         super().__init__(timeout=timeout)
         self._make = make
 
+    def startFactory(self) -> None:
+        """No log is kept; twisted's has a timer for the time of its lines, each second and for every VM's server."""
+
     def buildProtocol(self, addr: Any) -> Any:
         channel = super().buildProtocol(addr)
         assert channel is not None

@@ -200,3 +200,13 @@ async def test_the_end_of_a_copy_that_this_host_agent_does_not_know_is_a_conflic
     assert (await deferToThread(ask, connection, "POST", "/done", b"0" * 64))[0] == 409
     assert (await deferToThread(ask, connection, "GET", "/data"))[0] == 404, "it is a copy out of the guest"
     connection.close()
+
+
+def test_a_file_port_that_nobody_uses_has_no_timer(tmp_path: Path) -> None:
+    """There is one for every VM: a timer a second was most of what a guest that does nothing cost its host."""
+    clock: Any = reactor
+    factory = FilesService(reactor).factory_for("guest")
+    before = set(clock.getDelayedCalls())
+    factory.doStart()
+    assert set(clock.getDelayedCalls()) == before
+    factory.doStop()
