@@ -32,7 +32,7 @@ WINDOW_MESSAGES = 64
 WINDOW_BYTES = 2 * 1024 * 1024
 RESEND_AFTER = 3.0  # seconds without an acknowledgement; grows up to RESEND_MOST
 RESEND_MOST = 30.0
-ACK_AFTER = 0.25  # seconds that an acknowledgement waits for a message to carry it
+ACK_AFTER = 1.0  # seconds that an acknowledgement waits for a message to carry it; far below the peer's RESEND_AFTER
 ACK_EVERY_MESSAGES = 16
 ACK_EVERY_BYTES = 128 * 1024  # a fast stream must not wait for the timer
 

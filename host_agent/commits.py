@@ -20,7 +20,7 @@ from common.messages import Confirm
 from .guests import Guest
 from .outbox import Outbox
 
-CONFIRM_AFTER = 0.25  # seconds; meanwhile guests hold the results, of which they may have thousands
+CONFIRM_AFTER = 1.0  # seconds; meanwhile guests hold the results, of which they may have thousands
 CONFIRM_MOST = 256  # in one message
 SLOW = 0.001  # seconds that a flush took; then the next is a thread's
 

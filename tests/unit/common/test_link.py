@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from common import messages
-from common.link import ACK_AFTER, RESEND_MOST, WINDOW_MESSAGES, Link
+from common.link import ACK_AFTER, RESEND_AFTER, RESEND_MOST, WINDOW_MESSAGES, Link
 from common.messages import Confirm, Message, Output, Ping
 
 
@@ -198,6 +198,21 @@ def test_a_fast_stream_is_acknowledged_without_waiting_for_the_timer() -> None:
         wire.guest.send(Output("c", "stdout", number * 65536, b"x" * 65536))
     wire.carry()
     assert wire.guest.unacknowledged <= 2  # time has not moved
+
+
+def test_an_acknowledgement_waits_for_a_message_to_carry_it_and_is_there_long_before_all_is_sent_again() -> None:
+    wire = Wire()
+    wire.open()
+    wire.host.send(Confirm(("c-0",)))
+    wire.carry()
+    wire.clock.advance(ACK_AFTER * 0.9)
+    wire.guest.send(Output("c", "stdout", 0, b"x"))
+    assert len(wire.to_host) == 1
+    wire.carry()
+    wire.clock.advance(ACK_AFTER * 0.2)
+    assert wire.host.unacknowledged == 0 and not wire.to_host
+    wire.clock.advance(RESEND_AFTER / 2)  # for the host's, on the way to the guest: alone
+    assert len(wire.to_guest) == 1 and not wire.to_host
 
 
 def test_a_closed_link_leaves_no_timer() -> None:
