@@ -9,6 +9,7 @@ moment.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -55,26 +56,32 @@ class Commits:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        began = self._clock.seconds()
         try:
             work = None
             if self._slow:
                 work = self._outbox.begin_flush()
             else:
-                self._outbox.flush()
+                self._timed(self._outbox.flush)
         except OSError as error:
-            self._told(waiting, began, error)
+            self._told(waiting, error)
             return
         if work is None:
-            self._told(waiting, began, None)
+            self._told(waiting, None)
             return
         self._flushing = True
-        self._in_thread(work).addCallbacks(
-            lambda _: self._told(waiting, began, None), lambda failed: self._told(waiting, began, _os_error(failed))
+        self._in_thread(partial(self._timed, work)).addCallbacks(
+            lambda _: self._told(waiting, None), lambda failed: self._told(waiting, _os_error(failed))
         )
 
-    def _told(self, waiting: list[Then], began: float, failure: OSError | None) -> None:
-        self._slow = self._clock.seconds() - began > SLOW
+    def _timed(self, flush: Callable[[], None]) -> None:
+        """Flush, and note whether the disk is slow; the way to a thread and back is not its time."""
+        began = self._clock.seconds()
+        try:
+            flush()
+        finally:
+            self._slow = self._clock.seconds() - began > SLOW
+
+    def _told(self, waiting: list[Then], failure: OSError | None) -> None:
         if failure is not None:
             self._log.error("the outbox cannot be written: {error}", error=failure)
         self._flushing = False

@@ -152,8 +152,9 @@ def test_what_comes_during_a_flush_shares_the_next(place: Place) -> None:
     assert (len(works), len(place.flushes)) == (2, 2)
     place.seconds = 0.0
     place.ask("c-4")
-    place.clock.advance(0)
+    place.clock.advance(10 * SLOW)  # until the thread begins, and until the reactor hears of its end
     works[2][0]()
+    place.clock.advance(10 * SLOW)
     works[2][1].callback(None)
     place.ask("c-5")
     place.clock.advance(0)
