@@ -80,7 +80,7 @@ def with_guest(
         endpoint = await agent.start()
         vms = agent._vms
         plain = vms._services_for
-        vms._services_for = lambda guest: services(plain(guest))
+        vms._services_for = lambda *whose: services(plain(*whose))
         try:
             for number in range(rounds):
                 home = folder / f"host-{number}"

@@ -97,7 +97,7 @@ def main() -> None:
     services_for = agent._vms._services_for
     stream = Factory.forProtocol(Stream)
     stream.noisy = False
-    agent._vms._services_for = lambda guest: {**services_for(guest), STREAM_PORT: stream}
+    agent._vms._services_for = lambda *whose: {**services_for(*whose), STREAM_PORT: stream}
     serve(agent)
 
 

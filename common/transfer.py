@@ -2,7 +2,7 @@
 
 A copy carries one file or one directory tree. The sender describes it in a *manifest* (paths, sizes, the executable
 bit, links), then sends the contents of all its files one after another, in the manifest's order, and last the
-SHA-256 (64 hex digits) of the manifest and of these bytes. The receiver writes to a temporary place beside the
+digest (`checksum.py`) of the manifest and of these bytes. The receiver writes to a temporary place beside the
 destination and renames only when the digest is right; after a break it goes on at the byte where it stopped.
 A tree of many small files therefore costs one stream, and nobody ever sees half a file under its final name.
 
@@ -12,7 +12,6 @@ The two ends talk HTTP (`docs/protocol.md`), but nothing here knows of it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -24,6 +23,7 @@ from typing import Any
 
 import attrs
 
+from .checksum import DIGITS, SHA256, Checksum
 from .direct_io import DIRECT, in_page_cache, past_the_page_cache, whole_pages
 from .errors import TransferError
 
@@ -31,7 +31,6 @@ MAX_ENTRIES = 100_000
 MAX_MANIFEST = 32 * 1024 * 1024  # bytes
 MAX_DEPTH = 64
 MAX_PATH = 4096
-DIGEST_LENGTH = 64
 CHUNK = 256 * 1024
 SYNC_FILES = 64  # up to so many files are flushed to the disk one by one
 
@@ -172,12 +171,14 @@ class Source:
     With `direct`, `read_into` reads past the page cache what is not in it, where the system can do that.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, *, direct: bool = False) -> None:
+    def __init__(
+        self, root: Path, manifest: Manifest, ways: tuple[str, ...] = (SHA256,), *, direct: bool = False
+    ) -> None:
         self.manifest = manifest
         self._root = str(root)
         self._length = manifest.total
         self._files = iter([entry for entry in manifest.entries if entry.kind == "file"])
-        self._digest = hashlib.sha256(manifest.to_json())
+        self._checksum = Checksum(ways, manifest.to_json())
         self._open: io.FileIO | None = None
         self._left = 0  # bytes of the open file
         self._direct = DIRECT if direct else 0
@@ -185,8 +186,13 @@ class Source:
 
     @property
     def length(self) -> int:
-        """Bytes of the stream with the digest after it."""
-        return self._length + DIGEST_LENGTH
+        """Bytes of the stream with the digests after it."""
+        return self._length + sum(DIGITS[way] for way in self.ways)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Of its checksum."""
+        return self._checksum.ways
 
     def skip_to(self, offset: int) -> None:
         """Go on at `offset`. What lies before is read again, because the digest needs it."""
@@ -243,11 +249,15 @@ class Source:
             raise TransferError(f"{self._open.name} became shorter while it was copied")
         self._left -= len(data)
         self.offset += len(data)
-        self._digest.update(data)
+        self._checksum.update(data)
 
     def digest(self) -> str:
-        """SHA-256 of the manifest and of all bytes read so far (hex)."""
-        return self._digest.hexdigest()
+        """Of the manifest and of all bytes read so far: what the other end has to find (hex)."""
+        return self._checksum.compared()
+
+    def digests(self) -> str:
+        """The same by every way."""
+        return self._checksum.all()
 
     def close(self) -> None:
         if self._open is not None:
@@ -263,12 +273,20 @@ class Sink:
     where the system can do that: an emulated processor writes so ten times as fast.
     """
 
-    def __init__(self, destination: Path, manifest: Manifest, copy_id: str, *, direct: bool = False) -> None:
+    def __init__(
+        self,
+        destination: Path,
+        manifest: Manifest,
+        copy_id: str,
+        ways: tuple[str, ...] = (SHA256,),
+        *,
+        direct: bool = False,
+    ) -> None:
         self.manifest = manifest
         self._destination = destination
         self._part = _part(destination, copy_id)
         self._place_of_files = str(self._part)
-        self._digest = hashlib.sha256(manifest.to_json())
+        self._checksum = Checksum(ways, manifest.to_json())
         self._files = iter([entry for entry in manifest.entries if entry.kind == "file"])
         self._open: io.FileIO | None = None
         self._left = 0
@@ -300,7 +318,7 @@ class Sink:
                 data = self._open.read(min(CHUNK, self._left))
                 if not data:
                     return
-                self._digest.update(data)
+                self._checksum.update(data)
                 self._left -= len(data)
                 self.offset += len(data)
             if self._open.read(1):
@@ -329,14 +347,25 @@ class Sink:
 
     def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes of the stream (without the digest)."""
-        view = memoryview(data)
+        self._checksum.update(data)
+        self._put(memoryview(data))
+
+    def write_if(self, digest: str, data: memoryview) -> bool:
+        """The same, if `digest` is the one of all up to the end of `data`; whether it is."""
+        checksum = self._checksum.with_more(data)
+        if checksum.compared() != digest:
+            return False
+        self._checksum = checksum
+        self._put(data)
+        return True
+
+    def _put(self, view: memoryview) -> None:
         try:
             while len(view):
                 if self._left == 0 and not self._next_file():
                     raise TransferError("more bytes came than the list of files holds")
                 assert self._open is not None
                 count = self._write(self._open, view[: self._left])
-                self._digest.update(view[:count])
                 self._left -= count
                 self.offset += count
                 view = view[count:]
@@ -357,9 +386,8 @@ class Sink:
         return file.write(view)
 
     def finish(self, digest: str) -> str:
-        """Check the digest and put everything in its place. Returns the digest (hex)."""
-        own = self._digest.hexdigest()
-        if self.offset != self.total or own != digest:
+        """Check the digest and put everything in its place. Returns the last of our own (hex)."""
+        if self.offset != self.total or digest != self._checksum.compared():
             self.discard()
             raise TransferError(
                 f"{self._destination} arrived altered ({self.offset} of {self.total} bytes) and was dropped"
@@ -370,7 +398,7 @@ class Sink:
             self._place()
         except OSError as error:
             raise TransferError(f"{self._destination} cannot be written: {error.strerror}") from None
-        return own
+        return self._checksum.all()[-DIGITS[self._checksum.ways[-1]] :]
 
     def _place(self) -> None:
         for entry in self.manifest.entries:

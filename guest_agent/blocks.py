@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import transfer
+from common.checksum import SHA256
 from common.errors import TransferError
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ KEPT = 2  # blocks before the one on its way, for a receiver that lost the end o
 class Blocks:
     """Of the stream of a copy. `at` may be asked for any offset; within the last blocks that costs nothing."""
 
-    def __init__(self, path: Path, manifest: transfer.Manifest, size: int) -> None:
+    def __init__(self, path: Path, manifest: transfer.Manifest, size: int, ways: tuple[str, ...] = (SHA256,)) -> None:
         # Imported late: most guests start long before their first copy.
         from concurrent.futures import ThreadPoolExecutor
 
         self._path = path
         self._manifest = manifest
-        self._source = transfer.Source(path, manifest, direct=True)
+        self._ways = ways
+        self._source = transfer.Source(path, manifest, ways, direct=True)
         # Those that were given out, and the one that is filled.
         self._buffers = deque(memoryview(mmap.mmap(-1, size)) for _ in range(KEPT + 2))
         self._given: deque[tuple[int, memoryview]] = deque(maxlen=KEPT + 1)  # offset and contents
@@ -74,7 +76,7 @@ class Blocks:
             self._next = None
         self._given.clear()
         self._source.close()
-        self._source = transfer.Source(self._path, self._manifest, direct=True)
+        self._source = transfer.Source(self._path, self._manifest, self._ways, direct=True)
         try:
             self._source.skip_to(offset)
         except OSError as error:

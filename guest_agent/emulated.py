@@ -13,22 +13,24 @@ PLAIN = "~0x1000020000000000"
 SETTING = "OPENSSL_ia32cap"
 
 
-def hash_plainly(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Load OpenSSL so that SHA-256 is quick on an emulated processor; whether this is one.
+def is_emulated(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    try:
+        with cpuinfo.open("rb") as file:
+            return EMULATED in file.read(2048)  # the first processor
+    except OSError:
+        return False
+
+
+def hash_plainly(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
+    """Load OpenSSL so that digests are quick, where the processor is emulated.
 
     OpenSSL looks at its setting when it is loaded, so this comes before whatever needs it; the programs that are
     started later do not see it. Somebody's own setting stays.
     """
-    try:
-        with cpuinfo.open("rb") as file:
-            emulated = EMULATED in file.read(2048)  # the first processor
-    except OSError:
-        return False
-    if not emulated or SETTING in os.environ:
-        return emulated
+    if not is_emulated(cpuinfo) or SETTING in os.environ:
+        return
     os.environ[SETTING] = PLAIN
     try:
         importlib.import_module("hashlib")
     finally:
         del os.environ[SETTING]
-    return True

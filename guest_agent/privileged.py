@@ -20,6 +20,7 @@ import sys
 import time
 from typing import Any
 
+from . import exchange
 from .discovery import discover, usable
 
 USER = "vmwrapper"
@@ -41,6 +42,8 @@ def main(root: str) -> int:
         os.umask(0o022)
         os.makedirs(os.path.dirname(CONFIG), mode=0o755, exist_ok=True)  # noqa: PTH103, PTH120
         device = port()
+        if disk := exchange.find():
+            os.chown(disk, user, group)
         found = discover(gateway=device is None)
         if found is not None:
             settle(found[1], user, group)

@@ -16,6 +16,7 @@ from twisted.python.threadpool import ThreadPool
 from common import messages
 from common.errors import VMwrapperError
 
+from . import exchange
 from .broker.access import BrokerAccess, HostLink, OwnBroker
 from .broker.settings import BrokerSettings
 from .checkpoints import Checkpoints
@@ -26,6 +27,7 @@ from .control import ControlServer, Endpoint
 from .copies import Copies
 from .doctor import look
 from .events import EventLog, Happened
+from .exchange import Exchange
 from .files_service import FilesService
 from .guests import Guest, Guests
 from .hypervisors.base import Hypervisor
@@ -69,8 +71,9 @@ def build_host_agent(
     requests = Requests(commands, copies)
     guests = Guests(reactor, broker.host, agent.send, requests, new_epoch=lambda guest: vms.keep(guest))
 
-    def services_for(guest: Guest) -> dict[int, IProtocolFactory]:
-        return {BROKER_PORT: broker.service_for(guest.identity.login), FILES_PORT: files.factory_for(guest.id)}
+    def services_for(guest: Guest, directory: Path) -> dict[int, IProtocolFactory]:
+        port_of_files = files.factory_for(guest.id, Exchange(directory / exchange.NAME))
+        return {BROKER_PORT: broker.service_for(guest.identity.login), FILES_PORT: port_of_files}
 
     checkpoints = Checkpoints(reactor, state, guests, requests)
     vms = VirtualMachines(reactor, broker, hypervisor, guests, requests, state, checkpoints, services_for)

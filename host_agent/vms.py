@@ -61,7 +61,7 @@ class Fate(enum.Enum):
     LEAVE = "leave"  # they go on, for as long as a VM does without an agent: the next one takes them over
 
 
-ServicesFor = Callable[[Guest], dict[int, IProtocolFactory]]
+ServicesFor = Callable[[Guest, Path], dict[int, IProtocolFactory]]  # by the guest and the directory of its VM
 
 
 class VirtualMachines:
@@ -262,7 +262,7 @@ class VirtualMachines:
         return vm.spec(
             hypervisor.guest_gateway,
             self._broker,
-            self._services_for(vm.guest),
+            self._services_for(vm.guest, vm.directory),
             changed,
             boots_again=hypervisor.capabilities.boots_again,
         )

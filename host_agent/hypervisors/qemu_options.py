@@ -11,6 +11,8 @@ from pathlib import Path
 
 import attrs
 
+from host_agent import exchange
+
 from .base import HypervisorError, MachineSpec
 from .images import DiskBus, Firmware, Image
 from .qemu_wiring import CLOSED_GATEWAY, Wires
@@ -116,9 +118,18 @@ def command_line(
     argv += ["-chardev", f"socket,id=host,{wires.host}"]
     argv += ["-device", "virtio-serial-pci,max_ports=2", "-device", f"virtserialport,chardev=host,name={HOST_LINE}"]
     argv += ["-device", "vmgenid,guid=auto"]  # guests whose kernels know it seed their random numbers anew
+    if has_exchange(spec, accelerator):  # the last, so that a state without it is one for this machine, too
+        argv += ["-drive", f"if=none,id=exchange,format=raw,cache=unsafe,file={value(spec.directory / exchange.NAME)}"]
+        # When the host's disk is full, copies go without this one; the guest is not to stop.
+        argv += ["-device", f"virtio-blk-pci,drive=exchange,serial={exchange.SERIAL},werror=report,rerror=report"]
     if config is not None:
         argv += ["-fw_cfg", f"name=opt/vmwrapper/config,file={value(config)}"]
     return argv
+
+
+def has_exchange(spec: MachineSpec, accelerator: tuple[str, ...]) -> bool:
+    """Whether copies have a disk to go through: where all that a network does is emulated, and in images of our own."""
+    return emulated(accelerator) and spec.image.kernel is not None and sys.platform != "win32"
 
 
 def _uefi(image: Image) -> Path:

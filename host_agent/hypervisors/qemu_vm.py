@@ -22,6 +22,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from common.files import write_private
+from host_agent import exchange
 from host_agent.ledger import LedgerEntry
 
 from .base import Door, HypervisorError, MachineSpec, MachineState
@@ -31,7 +32,7 @@ from .host_memory import oom_kills
 from .leash import CONSOLE, CONSOLE_BYTES
 from .qemu_disk import Disk
 from .qemu_memory import Memory
-from .qemu_options import NETWORK, TCG, MemoryFile, command_line
+from .qemu_options import NETWORK, TCG, MemoryFile, command_line, has_exchange
 from .qemu_process import KILLED, HowItEnded
 from .qemu_stuck import FOR_GOOD, accelerator_words, sentence
 from .qemu_wiring import HOST_LINE, MONITOR, Process, new_process, wiring
@@ -134,6 +135,8 @@ class QemuVm:
         self._listen()
         if config is not None:  # now that its ports have their numbers
             write_private(config, self._wiring.settings(self.spec.guest_config))
+        if has_exchange(self.spec, self.accelerator):
+            exchange.make(self.spec.directory / exchange.NAME)
         argv = command_line(self.spec, self.accelerator, self._disk.path, self._wiring.wires(), config, memory)
         ready: Deferred[None] = Deferred()
         self._ready = ready

@@ -17,7 +17,9 @@ from twisted.internet.threads import deferToThread
 
 from common.errors import TransferError
 from common.transfer import Sink, scan
-from host_agent.files_service import PIECE, FilesService, OpenCopy
+from host_agent.exchange import SIZE, Exchange, make
+from host_agent.files_request import PIECE
+from host_agent.files_service import FilesService, OpenCopy
 
 TOKEN = "a-token"
 DEADLINE = 30.0
@@ -210,3 +212,30 @@ def test_a_file_port_that_nobody_uses_has_no_timer(tmp_path: Path) -> None:
     factory.doStart()
     assert set(clock.getDelayedCalls()) == before
     factory.doStop()
+
+
+@pytest.mark.parametrize("place", ["-1", "x", "", str(SIZE - 5), str(2**70)])
+@ensureDeferred
+async def test_places_that_the_exchange_disk_does_not_have(port: Port, place: str, tmp_path: Path) -> None:
+    make(tmp_path / "disk")
+    listening = LISTEN(0, port.service.factory_for("guest", Exchange(tmp_path / "disk")), interface="127.0.0.1")
+    connection = http.client.HTTPConnection("127.0.0.1", listening.getHost().port, timeout=DEADLINE)
+    assert await where(port, connection) == 0
+    content_range = f"bytes 0-9/{len(CONTENT)}"
+    headers = {"Exchange": place, "Content-Range": content_range}
+    status, body = await deferToThread(lambda: ask(connection, "PUT", "/data", b"", **headers))
+    assert status == 422
+    assert b"exchange disk" in body
+    assert await where(port, connection) == 0
+    connection.close()
+    listening.stopListening()
+
+
+@ensureDeferred
+async def test_a_guest_without_an_exchange_disk_has_no_place_on_one(port: Port) -> None:
+    connection = port.connect()
+    assert await where(port, connection) == 0
+    headers = {"Exchange": "0", "Content-Range": f"bytes 0-9/{len(CONTENT)}"}
+    status, _ = await deferToThread(lambda: ask(connection, "PUT", "/data", b"", **headers))
+    assert status == 422
+    connection.close()

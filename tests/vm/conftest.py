@@ -37,7 +37,8 @@ def standin_image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     for package in ("common", "guest_agent"):
         (sources / package).mkdir()
         (sources / package / "__init__.py").touch()
-    for part in ("privileged.py", "discovery.py", "iso9660.py"):
+    for part in ("privileged.py", "discovery.py", "iso9660.py", "exchange.py"):
         shutil.copyfile(SOURCES / "guest_agent" / part, sources / "guest_agent" / part)
+    shutil.copyfile(SOURCES / "common" / "direct_io.py", sources / "common" / "direct_io.py")
     shutil.copyfile(STANDIN, sources / "guest_agent" / "main.py")
     return _build(tmp_path_factory.mktemp("standin"), sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from common.transfer import scan
+from host_agent import exchange
 from host_agent.hypervisors.images import Image
 from tests.system.agent_process import DEADLINE, AgentProcess, agent_process
 
@@ -106,3 +109,42 @@ def test_a_vm_that_died_without_a_host_agent_goes_back_to_its_snapshot(agent: Ag
     assert (result["outcome"], result["exit_code"]) == ("exited", 0)
     assert out.read_text() == SIXTY
     assert effects(agent) == 1
+
+
+@pytest.mark.parametrize("call", ["put", "get"])
+def test_back_to_a_snapshot_of_the_middle_of_a_copy(agent: AgentProcess, tmp_path: Path, call: str) -> None:
+    """What lies on the exchange disk then is not what the guest was told; the copy is whole nevertheless."""
+    source, back = tmp_path / "source", tmp_path / "back"
+    size = 6 * exchange.SIZE
+    with source.open("wb") as file:
+        for _ in range(6):
+            file.write(os.urandom(exchange.SIZE))
+    there = {
+        "put": {"source": str(source), "destination": "there"},
+        "get": {"source": "there", "destination": str(back)},
+    }
+    if call == "get":
+        agent.call("put", vm="box", **there["put"])
+    (disk,) = (tmp_path / "vms").glob(f"*/{exchange.NAME}")
+    assert disk.stat().st_size == exchange.SIZE
+    progress: list[int] = []
+    assert agent.client is not None
+    agent.client.start(
+        call, {"vm": "box", "copy": "c-1", **there[call]}, lambda _, data: progress.append(data["bytes"])
+    )
+    while not progress or progress[-1] < size // 4:
+        agent.pump()
+    agent.call("snapshot_vm", vm="box", snapshot="s1")
+    done = agent.call(call, vm="box", copy="c-1", **there[call])
+    assert any(disk.read_bytes()), "it went by the disk"
+
+    agent.call("restore_vm", vm="box", snapshot="s1")
+    again = agent.call(call, vm="box", copy="c-1", **there[call])
+    with source.open("rb") as file:
+        digest = hashlib.sha256(scan(source).to_json())
+        while piece := file.read(exchange.SIZE):
+            digest.update(piece)
+    assert done["sha256"] == again["sha256"] == digest.hexdigest()
+    if call == "put":
+        agent.call("get", vm="box", **there["get"])
+    assert back.read_bytes() == source.read_bytes()

@@ -199,3 +199,19 @@ def test_more_bytes_than_promised_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TransferError, match="more bytes"):
         sink.write(b"12")
     sink.discard()
+
+
+def test_a_piece_counts_only_when_all_up_to_its_end_is_right(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"first second")
+    manifest = scan(tmp_path / "a")
+    stream, sink = Source(tmp_path / "a", manifest), Sink(tmp_path / "b", manifest, "c-1")
+    stream.read(6)
+    first = stream.digest()
+    stream.read(6)
+    assert not sink.write_if(first, memoryview(b"fir5t "))
+    assert sink.offset == 0
+    assert sink.write_if(first, memoryview(b"first "))
+    assert not sink.write_if(first, memoryview(b"second"))
+    assert sink.write_if(stream.digest(), memoryview(b"second"))
+    sink.finish(stream.digest())
+    assert (tmp_path / "b").read_bytes() == b"first second"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guest_agent.emulated import PLAIN, SETTING, hash_plainly
+from guest_agent.emulated import PLAIN, SETTING, hash_plainly, is_emulated
 
 EMULATED = "processor\t: 0\nmodel name\t: QEMU TCG CPU version 2.5+\n"
 
@@ -20,7 +20,8 @@ EMULATED = "processor\t: 0\nmodel name\t: QEMU TCG CPU version 2.5+\n"
 def test_whether_it_is_emulated(tmp_path: Path, cpuinfo: str | None, expected: bool) -> None:
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
-    assert hash_plainly(tmp_path / "cpuinfo") is expected
+    assert is_emulated(tmp_path / "cpuinfo") is expected
+    hash_plainly(tmp_path / "cpuinfo")
     assert SETTING not in os.environ
 
 

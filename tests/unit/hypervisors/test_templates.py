@@ -16,6 +16,7 @@ from twisted.internet import reactor
 from twisted.internet.protocol import Factory
 from twisted.logger import LogEvent, globalLogPublisher
 
+from host_agent import exchange
 from host_agent.hypervisors import qemu_options, qemu_templates
 from host_agent.hypervisors.base import HypervisorError, MachineSpec
 from host_agent.hypervisors.images import NO_IMAGE
@@ -168,3 +169,19 @@ def test_a_guest_whose_memory_is_a_file(spec: MachineSpec, shared: bool, monkeyp
     assert f"memory-backend={settings['id']}" in argv[argv.index("-M") + 1]
     plain = qemu_options.command_line(spec, TCG, Path("disk"), Wires("", "", ""), None)
     assert "-object" not in plain
+
+
+@pytest.mark.parametrize(("accelerator", "expected"), [(TCG, True), (KVM, False)])
+def test_an_emulated_guest_of_our_own_image_has_an_exchange_disk(
+    spec: MachineSpec, accelerator: tuple[str, ...], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of its devices: the places of all others are those of states that were made without it."""
+    monkeypatch.setattr(qemu_options, "program", lambda name: name)
+    direct = attrs.evolve(spec, image=attrs.evolve(spec.image, kernel=Path("/kernel")))
+    argv = qemu_options.command_line(direct, accelerator, Path("disk"), Wires("", "", ""), None)
+    devices = [argv[index + 1] for index, word in enumerate(argv) if word == "-device"]
+    assert [device for device in devices if exchange.SERIAL in device] == (devices[-1:] if expected else [])
+    other = attrs.evolve(spec, image=attrs.evolve(spec.image, kernel=None))
+    assert exchange.SERIAL not in " ".join(
+        qemu_options.command_line(other, accelerator, Path("disk"), Wires("", "", ""), None)
+    )
