@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet import reactor as _reactor
 
-from host_agent.hypervisors import qemu_packing
+from host_agent import exchange
+from host_agent.hypervisors import qemu_options, qemu_packing, qemu_vm
 from host_agent.hypervisors.base import HypervisorError, Machine, MachineSpec, MachineState
 from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.qemu import QemuHypervisor
@@ -46,8 +48,8 @@ class Guest:
         return self.asker
 
 
-@pytest_twisted.async_yield_fixture
-async def guest(standin_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guest]:
+@contextlib.asynccontextmanager
+async def running(standin_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guest]:
     monkeypatch.setenv("VMWRAPPER_RUNTIME", str(tmp_path / "run"))
     directory = tmp_path / "vm-states"
     directory.mkdir(mode=0o700)
@@ -61,6 +63,12 @@ async def guest(standin_image: Image, tmp_path: Path, monkeypatch: pytest.Monkey
         yield guest
     finally:
         await machine.destroy()
+
+
+@pytest_twisted.async_yield_fixture
+async def guest(standin_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guest]:
+    async with running(standin_image, tmp_path, monkeypatch) as guest:
+        yield guest
 
 
 @ensureDeferred
@@ -166,3 +174,22 @@ async def test_a_guest_goes_on_only_on_the_processor_that_it_knows(
     with pytest.raises(HypervisorError, match="it ran with KVM then, and this host runs it emulated now"):
         await machine.restore("with-kvm")
     assert state_of(machine) is MachineState.RUNNING, "it was not touched"
+
+
+@ensureDeferred
+async def test_a_state_of_a_machine_that_had_no_exchange_disk_yet(
+    standin_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on where there is one, without it."""
+    with monkeypatch.context() as before:
+        for module in (qemu_options, qemu_vm):
+            before.setattr(module, "has_exchange", lambda spec, accelerator: False)
+        async with running(standin_image, tmp_path, monkeypatch) as guest:
+            assert await guest.asker.ask("write /tmp/memory kept")
+            assert not (guest.directory / exchange.NAME).exists()
+            await guest.machine.snapshot("one", lambda: None)
+            before.undo()
+            await guest.machine.restore("one")
+            asker = await guest.again()
+            assert (guest.directory / exchange.NAME).exists()
+            assert await asker.ask("read /tmp/memory") == "kept"
