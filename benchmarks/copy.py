@@ -1,10 +1,10 @@
-"""256 MiB and 2,000 files of 4 KiB into a VM and out of it, with SHA-256 at both ends, against others in the same VM.
+"""256 MiB and 2,000 files of 4 KiB into a VM and out of it, with digests at both ends, against others in the same VM.
 
 scp over a connection that stays, qemu-guest-agent's file calls, virtiofs, Chirp; the limit is a bare TCP stream of the
 same bytes on our own path (`stream.py`), with a script in the guest that reads and drops, or sends. All in turn. Slow
 ones copy less and are counted in MB/s, or as seconds for 2,000 files: scp, qemu-guest-agent, Chirp, one scp for each
-file. Large: megabytes a second, more is better. Small: seconds, less is better. A guest of one processor has to receive
-and to hash with the same: the row of both in turn says what that allows.
+file. Large: megabytes a second, more is better. Small: seconds, less is better. A guest of one processor would have to
+receive and to hash with the same: the row of both in turn says what that allows over the network.
 
 `…_cpu_ratio_to_limit` compares the CPU time of QEMU and the host agent with what the stream and the start of its script
 take of it, which other work on the machine changes little.
@@ -51,7 +51,7 @@ ROUNDS = 5 if SHORT else 3
 SCP, SCP_EACH, QGA, VIRTIOFS, CHIRP = "scp", "scp, one for each file", "qemu-ga", "virtiofs", "chirp"
 LIMIT = "limit: bare TCP stream"
 LIMIT_ONE = "that, and SHA-256 in turn"
-# In the guest: megabytes a second of SHA-256, as copies make it.
+# In the guest: megabytes a second of SHA-256, with plain instructions.
 HASH_RATE = f"""
 import os, time
 os.environ["{SETTING}"] = "{PLAIN}"
