@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -152,10 +153,13 @@ async def test_numbers(guest: Guest, record_property: Any) -> None:
     """Not a benchmark, but what everything else is built on must not become ten times slower unseen."""
     found = {}
     for line, least in (("send 8", 2.0), ("receive 16", 5.0), ("sha256 2", 10.0)):
+        before, began = guest.machine.cpu_seconds(), time.monotonic()
         found[line] = await guest.asker.ask(line)
+        # As if the VM had a processor to itself: it has the lowest priority, and others may need them.
+        found[line] *= (time.monotonic() - began) / (guest.machine.cpu_seconds() - before)
         assert found[line] > least, line
-    found["round trip"] = await guest.asker.ask("round_trips 50")
-    assert found["round trip"] < 0.030, "Nagle's algorithm is at work"
+    found["round trips"] = await guest.asker.ask("round_trips 50")
+    assert found["round trips"] > 33, "Nagle's algorithm is at work"
     for name, value in found.items():
         record_property(name, value)
         print(f"{name}: {value:.4g}")
