@@ -23,7 +23,7 @@ from . import without_settings
 
 pytestmark = pytest.mark.vm
 ROOT = Path(__file__).resolve().parents[2]
-NO_OTHER_PLACE = "test ! -e /sys/firmware/qemu_fw_cfg/by_name/opt/vmwrapper && test ! -e /dev/sr0 && test ! -e /dev/vdb"
+NO_OTHER_PLACE = "test ! -e /sys/firmware/qemu_fw_cfg/by_name/opt/vmwrapper && test ! -e /dev/sr0"
 PROXY = "http://192.168.76.77:1"
 
 
