@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IProtocolFactory
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
 LOOPBACK = "127.0.0.1"
 SOCKETS = Path("/proc/net/tcp")
+FREE = 0  # the port that stands for any that is free
+TRIES, PAUSE = 40, 0.25  # seconds between two
 
 
 class ServicePorts:
@@ -35,19 +39,45 @@ class ServicePorts:
         self._listening: list[IListeningPort] = []
         self.places: dict[int, int] = {}
 
-    def open(self, places: Mapping[int, int] | None = None) -> None:
-        """Listen on free ports, or on those that a guest was told before."""
+    def open(self) -> None:
+        """Listen on free ports."""
         for port, factory in self._services.items():
-            guarded = OwnUserOnly(factory, checked=self._address == LOOPBACK)
-            wanted = (places or {}).get(port, 0)
-            listening = self._reactor.listenTCP(wanted, guarded, interface=self._address)
-            self._listening.append(listening)
-            self.places[port] = listening.getHost().port
+            self._opened(port, self._reactor.listenTCP(FREE, self._guarded(factory), interface=self._address))
+
+    async def open_again(self, places: Mapping[int, int]) -> None:
+        """Listen on the ports that a guest was told before."""
+        for port, factory in self._services.items():
+            guarded = self._guarded(factory)
+            self._opened(port, await listen_again(self._reactor, places.get(port, FREE), guarded, self._address))
+
+    def _guarded(self, factory: IProtocolFactory) -> IProtocolFactory:
+        return OwnUserOnly(factory, checked=self._address == LOOPBACK)
+
+    def _opened(self, port: int, listening: Any) -> None:
+        self._listening.append(listening)
+        self.places[port] = listening.getHost().port
 
     def close(self) -> Deferred[None]:
         listening, self._listening = self._listening, []
         closing = [port.stopListening() or succeed(None) for port in listening]
         return gatherResults(closing).addCallback(lambda _: None)
+
+
+async def listen_again(reactor: Any, port: int, factory: IProtocolFactory, address: str = LOOPBACK) -> IListeningPort:
+    """Listen where an earlier process of ours did; CannotListenError when that has been another program's for 10 s.
+
+    Systems take the near end of any connection from the same range of ports: one of them may be there for a moment.
+    """
+    tries = TRIES
+    while True:
+        try:
+            listening: IListeningPort = reactor.listenTCP(port, factory, interface=address)
+            return listening
+        except CannotListenError:
+            if not tries:
+                raise
+        tries -= 1
+        await deferLater(reactor, PAUSE)
 
 
 def tell_guest(config: bytes, gateway: str, address: str, places: Mapping[int, int]) -> bytes:

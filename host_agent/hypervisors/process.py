@@ -29,7 +29,7 @@ from host_agent.ledger import LedgerEntry
 from .base import Capabilities, Door, HypervisorError, Machine, MachineSpec, MachineState, Requirement
 from .cpu_time import CpuTime
 from .leash import CONSOLE
-from .loopback_ports import LOOPBACK, tell_guest
+from .loopback_ports import LOOPBACK, listen_again, tell_guest
 from .qemu_process import HowItEnded
 from .qemu_process import QemuProcess as LeashedProcess
 
@@ -105,7 +105,8 @@ class ProcessMachine:
 
     async def _start(self) -> None:
         self.home.mkdir(exist_ok=True)
-        self._listen(dict.fromkeys(self.spec.services, 0))
+        for port, factory in self.spec.services.items():
+            self._listens(port, self._reactor.listenTCP(0, self._counted(factory), interface=LOOPBACK))
         config = self.spec.directory / "config.json"
         write_private(config, tell_guest(self.spec.guest_config, LOOPBACK, LOOPBACK, self._places))
         write_private(self.spec.directory / PLACES, json.dumps(self._places).encode("ascii"))
@@ -123,13 +124,13 @@ class ProcessMachine:
         if self._process.pid is not None and self._process.leash_pid is not None:
             self._ledger.has_process(self._process.pid, self._process.leash_pid)
 
-    def _listen(self, places: dict[int, int]) -> None:
-        for port, factory in self.spec.services.items():
-            connections = _Connections(factory)
-            self._connections.append(connections)
-            listening = self._reactor.listenTCP(places[port], connections, interface=LOOPBACK)
-            self._ports.append(listening)
-            self._places[port] = listening.getHost().port
+    def _counted(self, factory: IProtocolFactory) -> _Connections:
+        self._connections.append(_Connections(factory))
+        return self._connections[-1]
+
+    def _listens(self, port: int, listening: Any) -> None:
+        self._ports.append(listening)
+        self._places[port] = listening.getHost().port
 
     async def take_over(self) -> bool:
         """Go on with the process of an earlier host agent; False when it has ended."""
@@ -141,7 +142,8 @@ class ProcessMachine:
             self._process.let_go()
             return False
         places = json.loads((self.spec.directory / PLACES).read_bytes())
-        self._listen({int(seen): real for seen, real in places.items()})
+        for port, factory in self.spec.services.items():
+            self._listens(port, await listen_again(self._reactor, places[str(port)], self._counted(factory)))
         self._note_process()
         self.state = MachineState.PAUSED if stopped else MachineState.RUNNING
         return True

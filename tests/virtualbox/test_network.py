@@ -22,8 +22,8 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from host_agent.hypervisors import loopback_ports
 from host_agent.hypervisors.base import MachineSpec
-from host_agent.hypervisors.loopback_ports import ServicePorts
 from host_agent.hypervisors.virtualbox.driver import VirtualBoxHypervisor
 from tests.contract.hypervisor_contract import Told
 
@@ -102,8 +102,7 @@ async def test_guest_reaches_its_service_and_no_network(
     # The guest's command is in its image, which is there before the driver listens: for once the port is chosen here.
     with socket.create_server(("127.0.0.1", 0)) as probe:
         place = probe.getsockname()[1]
-    listen = ServicePorts.open
-    monkeypatch.setattr(ServicePorts, "open", lambda ports: listen(ports, {SERVICE: place}))
+    monkeypatch.setattr(loopback_ports, "FREE", place)
     own.script = f"""#!ipxe
 imgfetch --timeout 5000 http://{OTHER}/of-the-guest ||
 imgfetch http://10.0.2.2:{place}/end ||

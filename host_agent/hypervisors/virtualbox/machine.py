@@ -132,7 +132,7 @@ class VirtualBoxMachine:
         if state is None or (state in (MachineState.STOPPED, MachineState.CRASHED) and not found["snapshots"]):
             return False
         try:
-            self._ports.open(self._record.ports)
+            await self._ports.open_again(self._record.ports)
         except CannotListenError as error:
             raise HypervisorError(f"a port of the VM {self.spec.name} is taken by another program: {error}") from None
         self._keep(owner=identity_of(os.getpid()))
