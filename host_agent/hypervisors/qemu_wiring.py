@@ -30,6 +30,7 @@ CLOSED_GATEWAY = "10.0.2.100"  # not the network's own gateway, which would be t
 NAT_GATEWAY = "10.0.2.2"
 MONITOR = "qmp"
 HOST_LINE = "host"
+LOOKS = 3  # into a table of connections that is read in pieces while it changes: a row may be left out
 
 
 class Process(Protocol):
@@ -185,8 +186,9 @@ class OneProcessOnly:
 def _owner(port: int) -> int | None:
     """The process at the other end of a connection of the loopback interface; 0 where the system does not say (wine),
     None when there is no such connection."""
-    for each in psutil.net_connections("tcp4"):
-        here = each.laddr and (each.laddr.ip, each.laddr.port) == (LOOPBACK, port)
-        if here and each.status == psutil.CONN_ESTABLISHED:
-            return each.pid or 0
+    for _ in range(LOOKS):
+        for each in psutil.net_connections("tcp4"):
+            here = each.laddr and (each.laddr.ip, each.laddr.port) == (LOOPBACK, port)
+            if here and each.status == psutil.CONN_ESTABLISHED:
+                return each.pid or 0
     return None
