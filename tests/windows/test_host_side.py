@@ -91,3 +91,10 @@ def test_the_drivers_of_hypervisors_without_any(wine: Wine, tmp_path: Path, driv
     done = wine.run(words, ROOT, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ok: ") == 5, done.stdout
+
+
+def test_the_processes_of_the_system_below_wine_are_not_ours(wine: Wine) -> None:
+    """Wine shows its /proc. A number there is another process's."""
+    code = "from host_agent.process_identity import start_mark; print([n for n in range(500) if start_mark(n)])"
+    done = wine.run(wine.argv("-c", code), ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
