@@ -17,6 +17,7 @@ import attrs
 
 from benchmarks.cpu import cpu_seconds
 from benchmarks.machine import accelerator
+from host_agent import exchange
 from host_agent.hypervisors.images import Image
 from host_agent.hypervisors.qemu_options import HOST_LINE, KVM, MACHINE, QEMU, QEMU_IMG, RAM, TCG
 from host_agent.hypervisors.virtualbox.config_iso import iso9660
@@ -100,7 +101,11 @@ def _come(like: Sequence[str], disk: Path, state: Path, folder: Path) -> Iterato
     place = Path(_after(like, "socket,id=monitor,path=").partition(",")[0]).parent
     theirs = _after(like, "if=none,id=disk,").partition("file=")[2]
     ours = str(overlay(folder / "incoming.qcow2", disk))
-    argv = [word.replace(theirs, ours).replace(str(place), str(folder)) for word in like]
+    exchange.make(folder / exchange.NAME)  # which some have, beside their disk
+    places = {theirs: ours, str(Path(theirs).parent): str(folder), str(place): str(folder)}
+    argv = list(like)
+    for old, new in places.items():
+        argv = [word.replace(old, new) for word in argv]
     argv = argv[: argv.index("-incoming")]
     has_memory = "-object" in argv
     with (
