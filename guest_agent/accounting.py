@@ -209,8 +209,10 @@ class CgroupAccounts:
     def find(self, place: str, pid: int) -> Account:
         if not place:
             return self._otherwise.find(place, pid)
-        group, user, system = place.rsplit(" ", 2)
-        return CgroupAccount(group, (float(user), float(system)))
+        group, *before = place.rsplit(" ", 2)
+        if len(before) < 2:  # of a keeper from before groups were used again, which outlives an agent that is replaced
+            return CgroupAccount(place, (0.0, 0.0))
+        return CgroupAccount(group, (float(before[0]), float(before[1])))
 
 
 class CgroupAccount:

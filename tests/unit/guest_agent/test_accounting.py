@@ -125,6 +125,7 @@ def test_a_group_counts_what_its_kernel_says(counting_groups: Path) -> None:
     assert (counting_groups / "cgroup.procs").read_text() == "0"  # and back
     (group / "cgroup.procs").write_text(f"{os.getpid()}\n")
     used = form.find(account.place, 1).used()
+    assert form.find(str(group), 1).used() == used, "as a keeper from before says it"
     assert (used.user_s, used.system_s) == (2.5, 1.0)
     assert used.rss_bytes > 1_000_000
     assert account.total() == Used(2.5, 1.0)
